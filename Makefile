@@ -1,0 +1,38 @@
+# make quickstart: install what is needed, build the playground and train both models on it.
+# make test:       install what is needed and run every test.
+SHELL := /bin/bash
+BIN := .venv/bin
+.PHONY: help install quickstart test test-unit test-stack lint docs clean
+
+help:
+	@echo "make quickstart   install, build the CPU-sized task, train both models, show what changed"
+	@echo "make test         install, run all tests (unit, then the real stack)"
+	@echo "make lint         ruff, mypy, bash -n, shellcheck"
+	@echo "make docs         regenerate docs/configuration.md"
+	@echo "make clean        remove .venv and caches (runs/ stays)"
+
+install:
+	@requirements/install_cpu.sh
+
+quickstart: install
+	@$(BIN)/score-openrlhf playground configs/playground.yaml
+
+test: install
+	@$(BIN)/python tests/run_all.py
+
+test-unit: install
+	@$(BIN)/python -m pytest tests/unit -q
+
+test-stack: install
+	@$(BIN)/python -m pytest tests/stack -q
+
+lint: install
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@git ls-files '*.sh' '*.sbatch' .ci/run | while read -r f; do bash -n "$$f" && $(BIN)/shellcheck "$$f" || exit 1; done
+
+docs: install
+	@$(BIN)/python -m score_openrlhf.config.reference
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
