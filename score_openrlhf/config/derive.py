@@ -1,0 +1,118 @@
+"""A configuration -> what follows from it: the method, the guidance model's start, and the arithmetic of batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from score_openrlhf.config.schema import Config
+from score_openrlhf.config.stages import num_steps, stage_of
+
+SOLVER = "solver"
+GUIDANCE = "guidance"
+POLICIES = (SOLVER, GUIDANCE)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many rows, optimizer steps and updates one policy sees; a row is one trajectory."""
+
+    world_size: int  # training processes (GPUs) of the policy
+    ranks: int  # data-parallel ranks: world_size / (ring attention x tensor parallel)
+    trajectories_per_step: int  # batch_size x N x K
+    train_batch_size: int  # rows per optimizer step, over all ranks
+    pad_multiple: int  # rows come in multiples of this: whole optimizer steps and whole log-prob passes on all ranks
+    padded_rows: int  # trajectories and rows with empty masks, what the policy trains on in an update
+    optimizer_steps_per_update: int
+    num_updates: int  # steps of the run in which this policy is updated
+    scheduler_steps: int  # optimizer steps in all, the length of the learning-rate schedule; at least 1
+
+
+def method_of(cfg: Config) -> str:
+    """`score`, `smart_score` or `rl_guided_score`: `method` itself, or what the two flags say."""
+    if cfg.method is not None:
+        return cfg.method
+    if cfg.train_guidance_model:
+        return "rl_guided_score"
+    return "smart_score" if cfg.use_smart_corrections else "score"
+
+
+def has_guidance(cfg: Config) -> bool:
+    """Whether a guidance model writes the hint."""
+    return method_of(cfg) != "score"
+
+
+def trains(cfg: Config, policy: str) -> bool:
+    """Whether `policy` is ever updated."""
+    if policy == SOLVER:
+        return not cfg.solver.freeze
+    return method_of(cfg) == "rl_guided_score" and not cfg.guidance.freeze
+
+
+def guidance_start(cfg: Config) -> str | None:
+    """The guidance model's starting model: its own path, else the frozen model's of smart_score, else the solver's."""
+    return cfg.guidance_model_path or cfg.correction_model_path or cfg.model_path
+
+
+def runs_stage(cfg: Config, stage: int) -> bool:
+    """Whether the run has a step of `stage` (1 or 2)."""
+    return any(stage_of(cfg, step) == stage for step in (0, num_steps(cfg) - 1) if 0 <= step < num_steps(cfg))
+
+
+def is_update_step(cfg: Config, policy: str, step: int) -> bool:
+    """Whether `policy` is due in step number `step` (from 0): after its warm-up, every `update_every` steps."""
+    if not trains(cfg, policy):
+        return False
+    if policy == SOLVER:
+        return step >= cfg.solver.warmup_steps
+    since = step - cfg.guidance.warmup_steps
+    return since >= 0 and since % cfg.guidance.update_every == 0
+
+
+def world_size(cfg: Config, policy: str) -> int:
+    """Training processes of `policy`: nodes x GPUs per node."""
+    if policy == SOLVER:
+        return cfg.actor.num_nodes * cfg.actor.num_gpus_per_node
+    num_nodes = cfg.guidance_actor.num_nodes or cfg.actor.num_nodes
+    return num_nodes * (cfg.guidance_actor.num_gpus_per_node or cfg.actor.num_gpus_per_node)
+
+
+def trajectories_per_step(cfg: Config) -> int:
+    """Problems x attempts per problem (N) x revisions per attempt (K)."""
+    return cfg.rollout.batch_size * cfg.rollout.n_samples_per_prompt * cfg.guidance_samples
+
+
+def sizes(cfg: Config, policy: str) -> Sizes:
+    """The arithmetic of one policy's updates; `cfg` has passed `validate`.
+
+    The host hands micro batches of log-prob passes to ranks in equal numbers and drops rows that fill no whole
+    accumulation window, so an update trains on rows padded to a multiple of both. Without `train.batch_size` all of
+    them are one optimizer step.
+    """
+    world = world_size(cfg, policy)
+    ranks = world // (cfg.ds.ring_attn_size * cfg.ds.tensor_parallel_size)
+    rows = trajectories_per_step(cfg)
+    # Dynamic batches fill micro batches by tokens: any number of rows per rank will do.
+    dynamic = cfg.train.dynamic_batch_enable
+    train_unit = ranks * (1 if dynamic else cfg.train.micro_batch_size)
+    rollout_unit = ranks * (1 if dynamic else cfg.rollout.micro_batch_size)
+    train_batch_size = cfg.train.batch_size or _round_up(rows, math.lcm(train_unit, rollout_unit))
+    pad_multiple = math.lcm(train_batch_size, rollout_unit)
+    padded_rows = _round_up(rows, pad_multiple)
+    steps_per_update = padded_rows // train_batch_size * cfg.train.max_epochs
+    num_updates = sum(is_update_step(cfg, policy, step) for step in range(num_steps(cfg)))
+    return Sizes(
+        world_size=world,
+        ranks=ranks,
+        trajectories_per_step=rows,
+        train_batch_size=train_batch_size,
+        pad_multiple=pad_multiple,
+        padded_rows=padded_rows,
+        optimizer_steps_per_update=steps_per_update,
+        num_updates=num_updates,
+        scheduler_steps=max(1, num_updates * steps_per_update),  # a frozen policy's scheduler still needs a length
+    )
+
+
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit

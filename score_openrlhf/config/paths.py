@@ -1,0 +1,69 @@
+"""A configuration -> the local files and folders it names that are not there, each by its absolute path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from score_openrlhf.config.derive import has_guidance
+from score_openrlhf.config.errors import nearest
+from score_openrlhf.config.schema import Config
+
+TASKS = ("math", "playground")
+GUIDANCE_REWARDS = ("outcome", "improvement", "transition")
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+def looks_like_path(value: str) -> bool:
+    """Whether `value` names something on this machine and not on the hub (`name` or `owner/name`)."""
+    return (
+        value.startswith(("/", "./", "../", "~"))
+        or value.endswith(DATA_SUFFIXES)
+        or value.count("/") > 1
+        or os.path.exists(value)
+    )
+
+
+def paths(cfg: Config) -> Iterator[str]:
+    """Models, data and user code that are missing."""
+    if not cfg.model_path:
+        yield "model_path is not set: give the solver's starting model, model_path=<directory or hub name>"
+    if not cfg.data.train:
+        yield "data.train is not set: give the training problems, data.train=<file or hub name>"
+    for name, model in (
+        ("model_path", cfg.model_path),
+        ("correction_model_path", cfg.correction_model_path if has_guidance(cfg) else None),
+        ("guidance_model_path", cfg.guidance_model_path if has_guidance(cfg) else None),
+    ):
+        if model and looks_like_path(model):
+            yield from _model(name, model)
+    for name, source in (("data.train", cfg.data.train), ("data.eval", cfg.data.eval)):
+        if source and looks_like_path(source) and not os.path.exists(source):
+            yield f"{name}: {os.path.abspath(source)} does not exist"
+    yield from _plugin("task.name", cfg.task.name, TASKS, "Class")
+    yield from _plugin("guidance.reward", cfg.guidance.reward, GUIDANCE_REWARDS, "function")
+    reward_func = cfg.task.reward_func
+    if reward_func and not reward_func.startswith(("http://", "https://")) and not os.path.isfile(reward_func):
+        yield f"task.reward_func: {os.path.abspath(reward_func)} does not exist; give a .py file or an http(s) URL"
+
+
+def _model(name: str, model: str) -> Iterator[str]:
+    path = os.path.abspath(model)
+    if not os.path.isdir(path):
+        yield f"{name}: {path} {'is a file, not a model directory' if os.path.isfile(path) else 'does not exist'}"
+    elif not os.path.isfile(os.path.join(path, "config.json")):
+        yield f"{name}: {path} holds no config.json, so it is no Hugging Face model directory"
+
+
+def _plugin(name: str, value: str, known: tuple[str, ...], kind: str) -> Iterator[str]:
+    file, colon, member = value.rpartition(":")
+    if value in known:
+        return
+    if not colon:
+        near = nearest(value, known, limit=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)} or path/to/file.py:{kind}"
+        yield f"{name} is {value!r}: {hint}"
+    elif not os.path.isfile(file):
+        yield f"{name}: {os.path.abspath(file)} does not exist"
+    elif not member.isidentifier():
+        yield f"{name} is {value!r}: {member!r} is no name of a {kind.lower()}; write path/to/file.py:{kind}"
