@@ -1,0 +1,217 @@
+"""One problem in; graded trajectories out: attempt -> guide -> revise, token ids in and token ids out.
+
+`GuidedRevisionExecutor` is an OpenRLHF agent executor. It lives in a solver engine's process, samples attempts and
+revisions from that engine, asks the guidance engines for hints, and grades in processes of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from openrlhf.utils.agent import AgentExecutorBase
+from openrlhf.utils.logging_utils import init_logger
+
+from score_openrlhf.rollout.prompts import GuidancePrompts, SolverPrompts
+from score_openrlhf.rollout.trajectory import Sample, Trajectory, request_seed
+from score_openrlhf.tasks.base import Problem, Task
+from score_openrlhf.tasks.pool import GradingPool
+
+logger = init_logger(__name__)
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How one collection's trajectories are sampled; a value, so that concurrent samples share nothing mutable."""
+
+    purpose: str  # "train", "eval": part of every request's seed
+    seed: int
+    step: int
+    num_attempts: int  # N
+    num_guidances: int  # K
+    temperature: float
+    guidance_temperature: float
+    attempt_max_tokens: int
+    guidance_max_tokens: int
+    revision_max_tokens: int
+    max_len: int
+    mask_truncated_attempt: bool = False
+    mask_truncated_guidance: bool = False
+    seed_requests: bool = True
+    versions: tuple[int, int] = (0, 0)  # updates the solver's and the guidance model's engines hold
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One call of an engine; `seed` None leaves the engine's own random state in charge."""
+
+    prompt_ids: list[int]
+    max_tokens: int
+    temperature: float
+    seed: int | None
+    stop_token_ids: tuple[int, ...]
+    version: int
+
+
+class PromptTooLong(ValueError):
+    """No room is left for a single new token."""
+
+
+class LeakUndecided(RuntimeError):
+    """Whether a guidance states the answer could not be found out in time; its reward is not known."""
+
+
+def fork(first: Trajectory, num_guidances: int) -> list[Trajectory]:
+    """The K trajectories that share the attempt of `first`."""
+    return [replace(first, guidance_index=k, seconds=dict(first.seconds)) for k in range(num_guidances)]
+
+
+class GuidedRevisionExecutor(AgentExecutorBase):
+    """Walks `attempt -> guide -> revise`; `execute` chains the three for one attempt and its K guidances."""
+
+    def __init__(
+        self,
+        task: Task,
+        grader: GradingPool,
+        solver_prompts: SolverPrompts,
+        guidance_prompts: GuidancePrompts | None = None,
+        guidance_engines: list[Any] | None = None,
+    ):
+        """Without guidance prompts and engines the turn-2 instruction is the fixed text (method score)."""
+        self.task = task
+        self.grader = grader
+        self.solver_prompts = solver_prompts
+        self.guidance_prompts = guidance_prompts
+        self.guidance_engines = guidance_engines or []
+
+    async def attempt(self, engine: Any, trajectory: Trajectory, plan: SamplingPlan) -> None:
+        """Turn 1: fills `prompt_ids`, `attempt` and `grade_t1`."""
+        trajectory.prompt_ids = self.solver_prompts.attempt_ids(trajectory.problem.text)
+        trajectory.attempt = await engine.sample(
+            self._request(plan, "attempt", trajectory, trajectory.prompt_ids, plan.attempt_max_tokens)
+        )
+        trajectory.grade_t1 = await self._grade(trajectory.attempt, trajectory)
+        if trajectory.attempt.truncated and plan.mask_truncated_attempt:
+            trajectory.masked = "truncated_attempt"
+
+    async def guide(self, trajectory: Trajectory, plan: SamplingPlan) -> None:
+        """The hint: fills `guidance_prompt_ids`, `guidance`, `leak` and the task's hint metrics."""
+        assert trajectory.attempt is not None
+        if self.guidance_prompts is None:
+            return
+        problem, attempt = trajectory.problem, trajectory.attempt.text
+        trajectory.guidance_prompt_ids = self.guidance_prompts.guidance_ids(problem.text, attempt)
+        request = self._request(plan, "guidance", trajectory, trajectory.guidance_prompt_ids, plan.guidance_max_tokens)
+        # The K guidances of one attempt go to one engine, whose prefix cache then holds their prompt.
+        engine = self.guidance_engines[request_seed(*trajectory.state) % len(self.guidance_engines)]
+        trajectory.guidance = await engine.sample.remote(request)
+        guidance = trajectory.guidance.text
+        leak, status = await self.grader.astates_answer(guidance, problem.text, attempt, problem.answer)
+        if status != "ok":
+            raise LeakUndecided(f"leak detection of guidance {guidance!r}: {status}")
+        trajectory.leak = float(leak)
+        trajectory.hint_metrics = self.task.describe_guidance(problem, attempt, guidance)
+        if trajectory.guidance.truncated and plan.mask_truncated_guidance:
+            trajectory.masked = "truncated_guidance"
+
+    async def revise(self, engine: Any, trajectory: Trajectory, plan: SamplingPlan) -> None:
+        """Turn 2: fills `bridge_ids`, `revision` and `grade_t2`; the context extends turn 1's ids exactly."""
+        assert trajectory.attempt is not None
+        guidance = trajectory.guidance.text if trajectory.guidance else None
+        trajectory.bridge_ids = self.solver_prompts.bridge_ids(trajectory.attempt.token_ids, guidance)
+        context = trajectory.prompt_ids + trajectory.attempt.token_ids + trajectory.bridge_ids
+        trajectory.revision = await engine.sample(
+            self._request(plan, "revision", trajectory, context, plan.revision_max_tokens)
+        )
+        trajectory.grade_t2 = await self._grade(trajectory.revision, trajectory)
+        answers = (self.task.stated_answer(sample.text) for sample in (trajectory.attempt, trajectory.revision))
+        trajectory.changed_answer = len(set(answers)) == 2
+
+    async def execute(  # type: ignore[override]  # the host's signature; prompt is a Problem and sampling_params a plan
+        self,
+        prompt: Problem,
+        label: tuple[int, int],
+        sampling_params: SamplingPlan,
+        max_length,
+        hf_tokenizer,
+        llm_engine,
+        images=None,
+    ) -> list[Trajectory]:
+        """The K trajectories of one attempt at problem `prompt`, graded; failures are marked, not raised.
+
+        `label` is the trajectory's place: which of the step's problems, and which attempt at it.
+        """
+        plan, engine = sampling_params, llm_engine
+        first = Trajectory(problem=prompt, group=label[0], attempt_index=label[1], guidance_index=0)
+        await self._guarded("attempt", first, self.attempt(engine, first, plan))
+        trajectories = fork(first, plan.num_guidances)
+        if first.usable_so_far:
+            await asyncio.gather(*(self._guide_and_revise(engine, t, plan) for t in trajectories))
+        return trajectories
+
+    async def run_phase(
+        self, phase: str, engine: Any, trajectories: list[Trajectory], plan: SamplingPlan
+    ) -> list[Trajectory]:
+        """One phase (`attempt`, `guide` or `revise`) of many trajectories at once, for engines that take turns."""
+
+        def work(trajectory: Trajectory) -> Any:
+            if phase == "guide":
+                return self.guide(trajectory, plan)
+            return (self.attempt if phase == "attempt" else self.revise)(engine, trajectory, plan)
+
+        await asyncio.gather(*(self._guarded(phase, t, work(t)) for t in trajectories if t.usable_so_far))
+        return trajectories
+
+    async def _guide_and_revise(self, engine: Any, trajectory: Trajectory, plan: SamplingPlan) -> None:
+        await self._guarded("guide", trajectory, self.guide(trajectory, plan))
+        if trajectory.usable_so_far:
+            await self._guarded("revise", trajectory, self.revise(engine, trajectory, plan))
+
+    async def _guarded(self, phase: str, trajectory: Trajectory, work: Any) -> None:
+        # Intended fault tolerance: one trajectory's failure is recorded under its cause; the driver counts and shows
+        # it, and stops the run when there are too many.
+        start = time.perf_counter()
+        graded = trajectory.seconds.get("grade", 0.0)
+        try:
+            await work
+        except Exception as error:
+            trajectory.failure = f"{phase}: {type(error).__name__}"
+            logger.warning("problem %s: %s failed: %s", trajectory.problem.id, phase, error)
+        finally:
+            grading = trajectory.seconds.get("grade", 0.0) - graded
+            trajectory.seconds[phase] = time.perf_counter() - start - grading
+
+    async def _grade(self, sample: Sample, trajectory: Trajectory):
+        problem, start = trajectory.problem, time.perf_counter()
+        grade = await self.grader.agrade(sample.text, problem.answer, problem=problem.text)
+        trajectory.seconds["grade"] = trajectory.seconds.get("grade", 0.0) + time.perf_counter() - start
+        return grade
+
+    def _request(
+        self, plan: SamplingPlan, role: str, trajectory: Trajectory, prompt_ids: list[int], budget: int
+    ) -> SampleRequest:
+        room = plan.max_len - len(prompt_ids)
+        if room < 1:
+            raise PromptTooLong(
+                f"the {role}'s prompt has {len(prompt_ids)} tokens and data.max_len is {plan.max_len}; "
+                "raise data.max_len or lower the token budgets"
+            )
+        is_guidance = role == "guidance"
+        prompts = self.guidance_prompts if is_guidance else self.solver_prompts
+        assert prompts is not None
+        end = prompts.end_of_turn_id
+        seed = None
+        if plan.seed_requests:
+            # the K trajectories of an attempt share its one draw; guidances and revisions are numbered
+            draw = 0 if role == "attempt" else trajectory.guidance_index
+            seed = request_seed(plan.seed, plan.purpose, plan.step, *trajectory.state, role, draw)
+        return SampleRequest(
+            prompt_ids=prompt_ids,
+            max_tokens=min(budget, room),
+            temperature=plan.guidance_temperature if is_guidance else plan.temperature,
+            seed=seed,
+            stop_token_ids=(end,) if end is not None else (),
+            version=plan.versions[is_guidance],
+        )
