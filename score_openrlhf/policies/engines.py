@@ -1,0 +1,155 @@
+"""A model path in; vLLM engines out that sample token ids with log-probs and, for the solver, walk whole trajectories.
+
+`RolloutActor` extends OpenRLHF's `RolloutRayActor`; `create_engines` stands in for the host's `create_vllm_engines`,
+which fixes bf16, trust_remote_code and the worker extension.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from openrlhf.trainer.ray.utils import get_bundle_indices
+from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+from openrlhf.utils.utils import get_tokenizer
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from vllm import SamplingParams
+
+from score_openrlhf import platform
+from score_openrlhf.config.schema import Config
+from score_openrlhf.rollout.executor import GuidedRevisionExecutor, SampleRequest, SamplingPlan
+from score_openrlhf.rollout.prompts import GuidancePrompts, SolverPrompts
+from score_openrlhf.rollout.trajectory import Sample, Trajectory
+from score_openrlhf.tasks import make_task
+from score_openrlhf.tasks.base import Problem, Templates
+from score_openrlhf.tasks.pool import GradingPool
+
+VLLM_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-defined]
+    """One engine of either policy."""
+
+    async def __init__(self, *args: Any, use_fast_tokenizer: bool = True, **kwargs: Any):
+        await super().__init__(*args, **kwargs)
+        self.tokenizer = get_tokenizer(kwargs["model"], None, "left", use_fast=use_fast_tokenizer)
+
+    async def sample(self, request: SampleRequest) -> Sample:
+        """One continuation of `request.prompt_ids`; raises ValueError if the engine refuses the prompt."""
+        # No minimum length, top_p, top_k or penalty: the log-probs are those of the policy itself.
+        params = SamplingParams(
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            logprobs=0,  # of the sampled token alone
+            stop_token_ids=list(request.stop_token_ids),
+            detokenize=False,
+        )
+        output = (await self.generate(request.prompt_ids, params)).outputs[0]
+        token_ids = list(output.token_ids)
+        log_probs = [position[token].logprob for position, token in zip(output.logprobs, token_ids, strict=True)]
+        return Sample(
+            token_ids=token_ids,
+            log_probs=log_probs,
+            text=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+            truncated=output.finish_reason == "length",
+            version=request.version,
+        )
+
+    async def prepare_rollout(
+        self,
+        task_config: dict[str, Any],
+        templates: Templates,
+        guidance_path: str | None,
+        guidance_engines: list[Any],
+    ) -> None:
+        """Make this (solver) engine's executor: prompts, grading processes and the way to the guidance engines."""
+        task = make_task(task_config["name"])
+        grader = GradingPool(
+            task_config["name"],
+            processes=task_config["grader_processes"],
+            timeout_seconds=task_config["grade_timeout_seconds"],
+            max_answer_chars=task_config["max_answer_chars"],
+            reward_func=task_config["reward_func"],
+        )
+        guidance_prompts = None
+        if guidance_path is not None:
+            tokenizer = get_tokenizer(guidance_path, None, "left", use_fast=True)
+            guidance_prompts = GuidancePrompts(tokenizer, templates)
+        self.executor = GuidedRevisionExecutor(
+            task, grader, SolverPrompts(self.tokenizer, templates), guidance_prompts, guidance_engines
+        )
+
+    async def run_problem(self, problem: Problem, group: int, plan: SamplingPlan) -> list[Trajectory]:
+        """The N x K trajectories of the step's problem number `group`, attempts side by side."""
+        attempts = (
+            self.executor.execute(problem, (group, index), plan, plan.max_len, self.tokenizer, self)
+            for index in range(plan.num_attempts)
+        )
+        return [trajectory for group in await asyncio.gather(*attempts) for trajectory in group]
+
+    async def run_phase(self, phase: str, trajectories: list[Trajectory], plan: SamplingPlan) -> list[Trajectory]:
+        """One phase of many trajectories; the other phases' engines may be asleep meanwhile."""
+        return await self.executor.run_phase(phase, self, trajectories, plan)
+
+
+RolloutActor = ray.remote(_RolloutActor)
+
+
+def create_engines(
+    cfg: Config,
+    model_path: str,
+    *,
+    num_engines: int,
+    tensor_parallel_size: int,
+    gpu_memory_utilization: float,
+    seed: int,
+    shared_pg: PlacementGroup | None = None,
+    gpus_per_engine: float = 1.0,
+) -> list[Any]:
+    """Ray handles of `num_engines` engines that hold `model_path`; they start in the background.
+
+    `shared_pg` with `gpus_per_engine` < 1 places them on GPUs they share with other roles.
+    """
+    if shared_pg is None:
+        bundles = [{"GPU": 1, "CPU": 1} for _ in range(num_engines * tensor_parallel_size)]
+        pg = placement_group(bundles, strategy="PACK")
+        ray.get(pg.ready())
+    else:
+        pg = shared_pg
+    engines = []
+    for index in range(num_engines):
+        bundles = get_bundle_indices(pg, index, tensor_parallel_size) if tensor_parallel_size > 1 else None
+        num_gpus = gpus_per_engine if tensor_parallel_size == 1 else 0
+        options = {
+            "model": model_path,
+            "use_fast_tokenizer": not cfg.data.disable_fast_tokenizer,
+            "tensor_parallel_size": tensor_parallel_size,
+            "distributed_executor_backend": "uni" if tensor_parallel_size == 1 else "ray",
+            "bundle_indices": bundles,
+            "num_gpus": gpus_per_engine,
+            "seed": seed + index,
+            "dtype": VLLM_DTYPES[cfg.ds.param_dtype],
+            "trust_remote_code": cfg.trust_remote_code,
+            "max_model_len": cfg.data.max_len,
+            "enforce_eager": cfg.vllm.enforce_eager,
+            "enable_prefix_caching": cfg.vllm.enable_prefix_caching,
+            "enable_sleep_mode": cfg.vllm.enable_sleep,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "full_determinism": cfg.train.full_determinism_enable,
+            # log-probs after temperature: those the trainer computes (Actor divides its logits by it)
+            "logprobs_mode": "processed_logprobs",
+            "max_logprobs": 1,
+        }
+        if cfg.vllm.max_num_seqs:
+            options["max_num_seqs"] = cfg.vllm.max_num_seqs
+        strategy = PlacementGroupSchedulingStrategy(
+            placement_group=pg,
+            placement_group_capture_child_tasks=True,
+            placement_group_bundle_index=bundles[0] if bundles else index,
+        )
+        actor = RolloutActor.options(num_cpus=num_gpus, num_gpus=num_gpus, scheduling_strategy=strategy)
+        engines.append(actor.remote(**(options | platform.engine_kwargs())))
+    return engines

@@ -1,0 +1,185 @@
+"""One role in one phase of a step -> the bytes it takes on each of its GPUs, and in host memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from score_openrlhf.config.derive import GUIDANCE, SOLVER
+from score_openrlhf.config.memory import CONTEXT_BYTES, FRAGMENTATION, VALUE_BYTES, Engine, Held, Pass, critic_shape
+from score_openrlhf.config.model_shape import ModelShape
+from score_openrlhf.config.schema import Config
+from score_openrlhf.policies.placement import Role
+
+ROLLOUT = "rollout"
+LOG_PROBS = "log-probs"
+SOLVER_UPDATE = "solver update"
+GUIDANCE_UPDATE = "guidance update"
+SYNC = "sync"
+UPDATES = {SOLVER_UPDATE: SOLVER, GUIDANCE_UPDATE: GUIDANCE}
+
+
+@dataclass(frozen=True)
+class Load:
+    """One role in one phase, bytes on each of its GPUs: what it holds throughout, and what it takes in its turn."""
+
+    role: str
+    resident: dict[str, int]
+    working: dict[str, int] = field(default_factory=dict)
+
+
+def policy_of(role: Role) -> str:
+    """The policy a role belongs to."""
+    return role.name.partition("_")[0]
+
+
+def engine_of(cfg: Config, policy: str, shape: ModelShape, gpu_memory: int) -> Engine:
+    """One engine of `policy` on GPUs of `gpu_memory` bytes."""
+    own = cfg.guidance_vllm if policy == GUIDANCE else cfg.vllm
+    return Engine(
+        shape=shape,
+        value_bytes=VALUE_BYTES[cfg.ds.param_dtype],
+        tensor_parallel=own.tensor_parallel_size or cfg.vllm.tensor_parallel_size,
+        gpu_memory_utilization=own.gpu_memory_utilization or cfg.vllm.gpu_memory_utilization,
+        gpu_memory=gpu_memory,
+        enforce_eager=cfg.vllm.enforce_eager,
+        num_seqs=cfg.vllm.max_num_seqs,
+    )
+
+
+def held(cfg: Config, role: Role, shape: ModelShape) -> Held:
+    """How a training or reference role holds its model."""
+    return Held(
+        shape=critic_shape(shape) if role.name.endswith("_critic") else shape,
+        value_bytes=VALUE_BYTES[cfg.ds.param_dtype],
+        zero_stage=cfg.ds.zero_stage,
+        ranks=role.num_gpus,
+        tensor_parallel=cfg.ds.tensor_parallel_size,
+        zpg=1 if role.name.endswith("_reference") else cfg.ds.zpg,
+        lora_rank=0 if role.name.endswith("_reference") else cfg.ds.lora.rank,
+        load_in_4bit=cfg.ds.load_in_4bit,
+    )
+
+
+def _pass(cfg: Config, model: Held, rows: int, max_tokens: int | None) -> Pass:
+    """A micro batch at its largest: every row as long as data.max_len."""
+    if cfg.train.dynamic_batch_enable:
+        tokens = max(max_tokens or cfg.train.max_tokens_per_gpu, cfg.data.max_len)
+    else:
+        tokens = rows * cfg.data.max_len
+    return Pass(
+        shape=model.shape,
+        tokens=-(-tokens // cfg.ds.ring_attn_size),
+        value_bytes=model.value_bytes,
+        flash_attention="flash" in cfg.ds.attn_implementation,
+        tensor_parallel=cfg.ds.tensor_parallel_size,
+        lora_rank=model.lora_rank,
+    )
+
+
+def role_load(cfg: Config, role: Role, phase: str, engine: Engine) -> Load:
+    """What `role` takes in `phase`; `engine` is one of its policy's and brings the model's shape."""
+    policy = policy_of(role)
+    if role.name.endswith("_engines"):
+        return _engine_load(cfg, role, phase, engine)
+    model = held(cfg, role, engine.shape)
+    resident, reloaded = _states(cfg, role, model)
+    resident["contexts"] = CONTEXT_BYTES
+    if phase == LOG_PROBS:
+        return Load(role.name, resident, _with_fragmentation(_forward(cfg, role, model)))
+    trained = not role.name.endswith("_reference")
+    if UPDATES.get(phase) == policy and trained:
+        return Load(role.name, resident, reloaded | _with_fragmentation(_update(cfg, role, model)))
+    if phase == SYNC and role.name.endswith("_actor"):
+        cuda_ipc = cfg.placement == "colocate" and cfg.vllm.sync_backend == "nccl"
+        return Load(role.name, resident, {"sync buffers": model.sync(cuda_ipc=cuda_ipc)})
+    return Load(role.name, resident)
+
+
+def _states(cfg: Config, role: Role, model: Held) -> tuple[dict[str, int], dict[str, int]]:
+    """(what stays on the GPU between updates, what is reloaded for an update).
+
+    The host's offload between updates leaves the weights; with adam_offload it returns at once and so leaves the
+    bucket too (openrlhf/utils/deepspeed/deepspeed_utils.py, offload_deepspeed_states).
+    """
+    if role.name.endswith("_reference"):
+        return {"weights": 0 if _offloads_reference(cfg) else model.weights()}, {}
+    states = {}
+    if not cfg.ds.adam_offload:
+        states["optimizer"] = model.optimizer()
+    if cfg.ds.zero_stage == 3:  # stage 2 makes gradients and buckets anew in each update
+        states["gradients"] = 0 if cfg.ds.adam_offload else model.gradients()
+        states["reduce bucket"] = model.reduce_bucket()
+    weights = {"weights": model.weights()}
+    if cfg.ds.enable_sleep and not cfg.ds.adam_offload:
+        return weights, states
+    return weights | states, {}
+
+
+def _offloads_reference(cfg: Config) -> bool:
+    return cfg.ref.offload and cfg.ds.zero_stage == 3  # the host's stage-0 reference has no parameter offload
+
+
+def _forward(cfg: Config, role: Role, model: Held) -> dict[str, int]:
+    batch = _pass(cfg, model, cfg.rollout.micro_batch_size, cfg.rollout.max_tokens_per_gpu)
+    activations, logits = batch.forward(logits=not role.name.endswith("_critic"))
+    return {"gathered weights": model.gathered(), "activations": activations, "logits": logits}
+
+
+def _update(cfg: Config, role: Role, model: Held) -> dict[str, int]:
+    """The larger of the backward pass and the optimizer step."""
+    batch = _pass(cfg, model, cfg.train.micro_batch_size, cfg.train.max_tokens_per_gpu)
+    activations, logits = batch.training(
+        checkpointing=cfg.actor.gradient_checkpointing_enable,
+        entropy=cfg.actor.entropy_coef is not None,
+        logits=not role.name.endswith("_critic"),
+    )
+    backward = {
+        "gathered weights": model.gathered(),
+        "activations": activations,
+        "logits": logits,
+        "reduction": model.reduction(),
+    }
+    step = {} if cfg.ds.adam_offload else {"optimizer step": model.optimizer_step()}
+    if cfg.ds.zero_stage == 2:  # stage 3 keeps its bucket and its gradients from update to update
+        backward["reduction"] += model.reduce_bucket() * (2 if cfg.ds.overlap_comm else 1)
+        if not cfg.ds.adam_offload:
+            backward["gradients"] = 2 * model.gradients()  # of this micro batch, and the sum they are added to
+            step["gradients"] = model.gradients()
+    return max(backward, step, key=lambda parts: sum(parts.values()))
+
+
+def _with_fragmentation(parts: dict[str, int]) -> dict[str, int]:
+    return parts | {"fragmentation": int(sum(parts.values()) * FRAGMENTATION)}
+
+
+def _engine_load(cfg: Config, role: Role, phase: str, engine: Engine) -> Load:
+    contexts = {"contexts": CONTEXT_BYTES}
+    awake = {
+        "engine weights": engine.weights(),
+        "engine workspace": engine.workspace() + engine.graphs(),
+        "KV cache": max(0, engine.kv_cache()),
+    }
+    asleep = {"engine workspace": engine.graphs()}
+    receiving = {"sync buffers": engine.receiving()} if phase == SYNC else {}
+    if not cfg.vllm.enable_sleep:
+        return Load(role.name, contexts | awake, receiving)
+    if phase == ROLLOUT:
+        if cfg.rollout.schedule == "pipelined":
+            return Load(role.name, contexts | awake)
+        woken = {name: size - asleep.get(name, 0) for name, size in awake.items()}
+        return Load(role.name, contexts | asleep, woken)
+    if phase == SYNC:  # the host wakes weights alone, and they stay until the next rollout
+        return Load(role.name, contexts | asleep | {"engine weights": engine.weights()}, receiving)
+    return Load(role.name, contexts | asleep)
+
+
+def host_bytes(cfg: Config, role: Role, engine: Engine) -> int:
+    """Host memory of all of the role's processes while their states are off the GPUs."""
+    if role.name.endswith("_engines"):  # level-1 sleep keeps the weights in host memory
+        return engine.weights() * role.num_gpus if cfg.vllm.enable_sleep else 0
+    model = held(cfg, role, engine.shape)
+    if role.name.endswith("_reference"):
+        return model.weights() * role.num_gpus if _offloads_reference(cfg) else 0
+    if not (cfg.ds.enable_sleep or cfg.ds.adam_offload):
+        return 0
+    return (model.optimizer() + model.gradients()) * role.num_gpus

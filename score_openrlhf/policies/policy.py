@@ -1,0 +1,161 @@
+"""`Policy`: everything one model needs to sample, be scored, learn and be saved; the trainer holds one or two.
+
+The training side is OpenRLHF's own `BasePPOTrainer` (append, fit with reload and offload, broadcast to the engines) on
+this policy's groups and its own copy of the arguments; a frozen guidance model has engines and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+from openrlhf.trainer.ppo_trainer import BasePPOTrainer
+from openrlhf.trainer.ppo_utils.experience import balance_experiences
+from openrlhf.trainer.ray.launcher import RayActorGroup
+from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
+from openrlhf.utils.utils import get_strategy
+
+from score_openrlhf.experience.maker import PolicyBatch, PolicyExperienceMaker
+from score_openrlhf.rollout.trajectory import request_seed
+
+
+@dataclass
+class Engines:
+    """The engines of one model and the number of updates their weights have seen."""
+
+    handles: list[Any]
+    model_path: str
+    version: int = 0
+
+
+class Policy(BasePPOTrainer):
+    """A trained policy: `actor group + reference group + engines + experience maker + KL controller + arguments`."""
+
+    def __init__(
+        self,
+        name: str,
+        args: SimpleNamespace,
+        engines: Engines,
+        actor_group: RayActorGroup,
+        reference_group: RayActorGroup | None,
+        tokenizer: Any,
+        seed: int,
+        critic_group: RayActorGroup | None = None,
+    ):
+        super().__init__(
+            strategy=get_strategy(args),
+            actor_model_group=actor_group,
+            critic_model_group=critic_group,
+            reward_model_group=None,
+            reference_model_group=reference_group,
+            vllm_engines=engines.handles,
+            tokenizer=tokenizer,
+        )
+        self.name = name
+        self.engines = engines
+        self.seed = seed
+        self.updates = 0  # updates of this policy's weights over its whole life
+        self.steps_without_update = 0
+        self.maker: PolicyExperienceMaker
+
+    def use_maker(self, maker_class: type[PolicyExperienceMaker], **options: Any) -> None:
+        """Make this policy's experience maker, on its own groups and KL controller."""
+        self.maker = maker_class(
+            self.actor_model_group,
+            self.critic_model_group,
+            None,
+            self.reference_model_group,
+            self.kl_ctl,
+            self.strategy,
+            self.tokenizer,
+            **options,
+        )
+
+    @property
+    def optimizer_steps(self) -> int:
+        return ray.get(self.actor_model_group.async_run_method(method_name="optimizer_steps"))[0]
+
+    @property
+    def loaded_step(self) -> int:
+        """The step of the checkpoint the actor was loaded from, by its own state; 0 when it was not."""
+        states = ray.get(self.actor_model_group.async_run_method(method_name="get_checkpoint_states"))
+        return int(states[0].get("global_step", 0))
+
+    def init_model(self, model_path: str, scheduler_steps: int) -> list[Any]:
+        """Start loading the actor (from `args.ckpt.path` when `args.ckpt.load_enable`); returns Ray refs."""
+        return self.actor_model_group.async_init_model_from_pretrained(
+            self.strategy, model_path, scheduler_steps, self.engines.handles
+        )
+
+    def update(self, batch: PolicyBatch, step: int) -> dict[str, float]:
+        """One pass of the host's update over `batch`; returns its status. Raises if the optimizer did not step."""
+        before = self.optimizer_steps
+        experiences = batch.experiences
+        if self.args.train.dynamic_batch_enable:
+            experiences = balance_experiences(experiences, self.args)
+        groups = [g for g in (self.actor_model_group, self.critic_model_group) if g is not None]
+        ray.get(
+            [ref for g in groups for ref in g.async_run_method_batch(method_name="append", experience=experiences)]
+        )
+        self._fit_seed = request_seed(self.seed, self.name, "fit", step) % (2**31)
+        status = self.ppo_train(step)
+        after = self.optimizer_steps
+        if after == before and not status.get("skipped_windows"):
+            raise RuntimeError(
+                f"{self.name}: the update of step {step} had {batch.num_action_tokens} action tokens and made no "
+                f"optimizer step (still {after}); DeepSpeed's accumulation does not fit the batch"
+            )
+        self.updates += 1
+        return status
+
+    def ppo_train(self, global_steps: int) -> dict[str, float]:
+        """The host's order (critic, then actor; reload, fit, offload), micro batches ordered by the step's seed."""
+        status: dict[str, float] = {}
+        learners = [(self.critic_model_group, {})] if self.critic_model_group is not None else []
+        learners.append((self.actor_model_group, {"kl_ctl": self.kl_ctl.value}))
+        for group, options in learners:
+            if self.args.ds.enable_sleep:
+                ray.get(group.async_run_method(method_name="reload_states"))
+            fit = group.async_run_method(method_name="fit_seeded", seed=self._fit_seed, **options)
+            status.update(ray.get(fit)[0])
+            if self.args.ds.enable_sleep:
+                ray.get(group.async_run_method(method_name="offload_states"))
+        return status
+
+    def reset_optimizer(self) -> None:
+        """Zero the optimizer's state and start the learning-rate schedule anew."""
+        ray.get(self.actor_model_group.async_run_method(method_name="reset_optimizer"))
+
+    def sync(self) -> float:
+        """Send the weights to the policy's engines; returns seconds."""
+        start = time.perf_counter()
+        self.broadcast_to_vllm()  # wakes the weights of engines that sleep
+        if self.args.vllm.enable_sleep:
+            batch_vllm_engine_call(self.engines.handles, "sleep")  # the host would leave them on the GPU
+        self.engines.version = self.updates
+        return time.perf_counter() - start
+
+    def save(self, folder: str, tag: str, client_states: dict[str, Any]) -> None:
+        """Write `folder/_actor/tag`; `client_states` hold the keys the host's own resume reads."""
+        ray.get(
+            self.actor_model_group.async_run_method(
+                method_name="save_policy", folder=folder, tag=tag, client_states=client_states
+            )
+        )
+        if self.critic_model_group is not None:
+            ray.get(self.critic_model_group.async_run_method(method_name="save_policy", folder=folder, tag=tag))
+
+    def export(self, folder: str) -> None:
+        """Write the policy in Hugging Face form to `folder`, whole or not at all."""
+        import shutil
+
+        temporary = f"{folder}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        ray.get(self.actor_model_group.async_run_method(method_name="export_hf", folder=temporary))
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)
+        os.rename(temporary, folder)
