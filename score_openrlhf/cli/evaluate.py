@@ -1,0 +1,229 @@
+"""`score-openrlhf evaluate`: models and problems in; accuracies with intervals, controls and hint quality out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from score_openrlhf.cli.sampling import add_model_arguments, is_override, resolve
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from score_openrlhf.evaluation.run import Collected, Settings
+
+RESULTS, TABLE, TRAJECTORIES = "evaluation.json", "evaluation.csv", "trajectories.jsonl"
+SHOWN = (
+    "acc_t1", "acc_t2", "delta", "i2c", "c2i", "fix_rate", "break_rate", "edit_ratio", "changed_answer",
+    "truncated_t1", "truncated_t2",
+)  # fmt: skip
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure a solver, with or without a guidance model, and what the guidance is worth",
+        description="Evaluate a solver, with or without a guidance model, on a file of problems. The controls revise "
+        "the same attempts under other texts, so that what the guidance is worth shows apart from a second look.",
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="CONFIG | key=value",
+        help="a YAML file or a finished run's folder, and overrides such as rollout.attempt_max_tokens=512",
+    )  # fmt: skip
+    add_model_arguments(parser)
+    parser.add_argument("--problems", metavar="FILE", help="problems with answers; default: CONFIG's data.eval")
+    parser.add_argument("--samples", type=int, metavar="K", help="attempts a problem for each seed")
+    parser.add_argument("--seeds", metavar="0,1", help="sampling seeds, with commas; default: CONFIG's eval.seed")
+    parser.add_argument(
+        "--controls", action=argparse.BooleanOptionalAction, default=True, help="revise under the controls too"
+    )
+    parser.add_argument("--output", metavar="DIR", help="where the files go; default: output_dir/evaluation")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON and nothing else on stdout")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from score_openrlhf.cli.train import complain, prepare_task
+    from score_openrlhf.evaluation.run import Settings
+    from score_openrlhf.evaluation.session import problems_of, sampling_config
+    from score_openrlhf.rollout.generator import TooManyFailures
+
+    console = Console(stderr=args.json)
+    try:
+        configs = [word for word in args.words if not is_override(word)]
+        if len(configs) > 1:
+            raise ValueError(f"one CONFIG at most, not {' and '.join(configs)}; overrides have the form key=value")
+        overrides = [word for word in args.words if is_override(word)]
+        overrides += [f"data.eval={args.problems}"] if args.problems else []
+        resolved = resolve(configs[0] if configs else None, overrides, args.solver, args.guidance)
+        prepare_task(resolved)
+        cfg = sampling_config(resolved, need_problems=True)
+        settings = Settings(
+            samples=cfg.eval.num_samples if args.samples is None else args.samples,
+            temperature=cfg.eval.temperature if args.temperature is None else args.temperature,
+            seeds=_seeds(args.seeds) if args.seeds else (cfg.eval.seed,),
+            controls=args.controls,
+        )
+        problems = problems_of(cfg)
+        output_dir = Path(args.output) if args.output else Path(cfg.output_dir, "evaluation")
+        results = _evaluate(cfg, problems, settings, output_dir, console)
+    except TooManyFailures as error:
+        return complain(error, status=1)
+    except ValueError as error:  # ConfigError and ChatTemplateError included: the user's to mend, so no traceback
+        return complain(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was written", file=sys.stderr)
+        return 130
+    if args.json:
+        print(json.dumps(results))
+    else:
+        show(console, results, output_dir)
+    return 0
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--seeds is {text!r}; give whole numbers with commas between, such as 0,1,2") from error
+
+
+def _evaluate(cfg, problems, settings: Settings, output_dir: Path, console: Console) -> dict[str, Any]:
+    """Start the engines, walk every condition, write the files; returns what evaluation.json holds."""
+    from score_openrlhf.evaluation.results import summarise, to_csv
+    from score_openrlhf.evaluation.run import evaluate, main_condition
+    from score_openrlhf.evaluation.session import running_models
+    from score_openrlhf.trainer.metrics import num_sampled_tokens
+    from score_openrlhf.trainer.runlog import write_atomically
+
+    started = time.perf_counter()
+    console.print("starting engines", highlight=False)
+    with running_models(cfg, output_dir, console) as walker:
+        startup = time.perf_counter() - started
+        collected = evaluate(walker, problems, cfg, settings, lambda phase, num: _progress(console, phase, num))
+        seconds = time.perf_counter() - started
+        main = main_condition(walker)
+        results: dict[str, Any] = {
+            "solver": cfg.model_path,
+            "guidance": cfg.guidance_model_path,
+            "task": cfg.task.name,
+            "problems": cfg.data.eval,
+            "samples": settings.samples,
+            "seeds": list(settings.seeds),
+            "temperature": settings.temperature,
+            **summarise(walker.task, collected, main, greedy=settings.temperature == 0),
+            "sampled_tokens": num_sampled_tokens([t for each in collected[main].values() for t in each]),
+            "seconds": {"startup": startup, "sampling": seconds - startup},
+        }
+    write_atomically(output_dir / TRAJECTORIES, _lines(collected))
+    write_atomically(output_dir / TABLE, to_csv(results))
+    write_atomically(output_dir / RESULTS, json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def _lines(collected: Collected) -> str:
+    return "".join(
+        json.dumps({"condition": name, "seed": seed, **t.to_json()}) + "\n"
+        for name, by_seed in collected.items()
+        for seed, trajectories in by_seed.items()
+        for t in trajectories
+    )
+
+
+def _progress(console: Console, phase: str, total: int) -> Callable[[], None]:
+    """A live count on a terminal, a line every tenth elsewhere."""
+    from score_openrlhf.evaluation.conditions import LABELS
+
+    done = 0
+    started = time.perf_counter()
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if console.is_terminal and (done % 10 == 0 or done == total):
+            end = "\n" if done == total else "\r"
+            console.print(f"{LABELS[phase]}: {done}/{total}  {time.perf_counter() - started:.0f} s", end=end)
+        elif not console.is_terminal and done == total:
+            console.print(f"{LABELS[phase]}: {total} trajectories, {time.perf_counter() - started:.1f} s")
+
+    return advance
+
+
+def show(console: Console, results: dict[str, Any], output_dir: Path) -> None:
+    """The tables: metrics of the pair, the controls and its lead over each, scaling, hint quality."""
+    from rich.table import Table
+
+    main, conditions = results["main_condition"], results["conditions"]
+    metrics = conditions[main]["metrics"]
+    table = Table(title=_title(results), caption="95 % intervals, bootstrapped over problems")
+    table.add_column("metric")
+    table.add_column(f"revised under {conditions[main]['label']}", justify="right")
+    for metric in SHOWN:
+        if metric in metrics:
+            table.add_row(metric, _interval(metrics[metric]))
+    console.print(table)
+    if len(conditions) > 1:
+        table = Table(title="the same attempts revised under other texts")
+        table.add_column("revised under")
+        for column in ("acc_t2", f"lead of {conditions[main]['label']}", "i2c", "c2i"):
+            table.add_column(column, justify="right")
+        for name, condition in conditions.items():
+            of = condition["metrics"]
+            if name == "alone":
+                table.add_section()
+                table.add_row("guidance model alone, no revision", _interval(of.get("acc")))
+            else:
+                points = [f"{of[metric]['value']:.3f}" if metric in of else "-" for metric in ("i2c", "c2i")]
+                lead = "" if name == main else _interval(results["lead"].get(name), "+.3f")
+                table.add_row(condition["label"], _interval(of.get("acc_t2")), lead, *points)
+        console.print(table)
+    if results["scaling"]:
+        table = Table(title="k answers: in parallel, or k/2 attempts and their revisions")
+        for column in ("", "parallel", "sequential"):
+            table.add_column(column, justify="right" if column else "left")
+        for measure in dict.fromkeys(row["measure"] for row in results["scaling"]):
+            found = {row["samples"]: row for row in results["scaling"] if row["measure"] == measure}
+            table.add_row(measure, _interval(found.get("parallel")), _interval(found.get("sequential")))
+        console.print(table)
+    if "guidance" in results:
+        own = {k: v for k, v in conditions[main]["metrics"].items() if k.startswith("guidance/")}
+        table = Table(title="guidance")
+        table.add_column("metric")
+        table.add_column("value", justify="right")
+        for metric, estimate in own.items():
+            table.add_row(metric.removeprefix("guidance/"), _interval(estimate))
+        for metric, value in results["guidance"].items():
+            if value is not None:
+                table.add_row(metric, f"{value:.3f}")
+        console.print(table)
+    for condition in conditions.values():
+        causes = ", ".join(f"{cause} ({count})" for cause, count in condition["failures"].items())
+        if causes:
+            console.print(
+                f"[yellow]failed and left out[/yellow] under {condition['label']}: {causes}", highlight=False
+            )
+    seconds = results["seconds"]
+    console.print(
+        f"{seconds['sampling']:.0f} s of sampling after {seconds['startup']:.0f} s of start-up; "
+        f"{RESULTS}, {TABLE} and {TRAJECTORIES} are in {output_dir}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _title(results: dict[str, Any]) -> str:
+    how = "greedy" if results["temperature"] == 0 else f"T = {results['temperature']:g}"
+    seeds = ", ".join(map(str, results["seeds"]))
+    return f"{results['num_problems']} problems x {results['samples']}, {how}, seeds {seeds}"
+
+
+def _interval(estimate: dict[str, Any] | None, form: str = ".3f") -> str:
+    if estimate is None:
+        return "-"
+    return f"{estimate['value']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"

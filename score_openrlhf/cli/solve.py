@@ -1,0 +1,177 @@
+"""`score-openrlhf solve "PROBLEM"`: attempt, hint and revision on the terminal, each as soon as it is there."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from score_openrlhf.cli.sampling import add_model_arguments, is_config, is_override, resolve
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from score_openrlhf.evaluation.walk import Walker
+    from score_openrlhf.rollout.executor import SamplingPlan
+    from score_openrlhf.tasks.base import Grade, Problem
+
+PHASES = {"attempt": ("attempt", "cyan"), "guide": ("hint", "magenta"), "revise": ("revision", "blue")}
+MARKS = {"right": "[green]right[/green]", "wrong": "[red]wrong[/red]"}
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "solve",
+        help="solve a problem: attempt, hint, revision",
+        description="Solve a problem in front of you. Without PROBLEM and --file, problems are read from standard "
+        "input, one a line; on a terminal they are asked for, one after another.",
+    )  # fmt: skip
+    parser.add_argument(
+        "words", nargs="*", metavar="PROBLEM | CONFIG | key=value",
+        help="the problem's text; a YAML file or a finished run's folder; overrides such as eval.seed=3",
+    )  # fmt: skip
+    parser.add_argument("--answer", metavar="A", help="the gold answer: both turns are then graded")
+    add_model_arguments(parser)
+    parser.add_argument("--file", metavar="F", help="problems: a data file, or a text file with one a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a problem and nothing else")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from score_openrlhf.cli.train import complain, prepare_task
+    from score_openrlhf.evaluation.run import Settings, sampling_plan
+    from score_openrlhf.evaluation.session import running_models, sampling_config
+
+    console = Console(stderr=args.json)
+    try:
+        texts = [word for word in args.words if not is_override(word) and not is_config(word)]
+        configs = [word for word in args.words if is_config(word)]
+        if len(texts) > 1 or len(configs) > 1:
+            raise ValueError(f"one PROBLEM and one CONFIG at most, not {texts + configs}; put the problem in quotes")
+        if args.answer and not texts:
+            raise ValueError("--answer belongs to a PROBLEM on the command line; a file has its own answers")
+        overrides = [word for word in args.words if is_override(word)]
+        resolved = resolve(configs[0] if configs else None, overrides, args.solver, args.guidance)
+        prepare_task(resolved)
+        cfg = sampling_config(resolved, need_problems=False)
+        problems: Iterable[Problem] = _problems(args, texts, cfg)
+        temperature = cfg.eval.temperature if args.temperature is None else args.temperature
+        plan = sampling_plan(cfg, Settings(1, temperature, (cfg.eval.seed,)), cfg.eval.seed)
+        console.print("starting engines", style="dim")
+        with running_models(cfg, Path(cfg.output_dir, "solve"), console) as walker:
+            failed = _solve_all(walker, problems, plan, console, args.json)
+    except ValueError as error:
+        return complain(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 1 if failed else 0
+
+
+def _problems(args: argparse.Namespace, texts: list[str], cfg) -> Iterator[Problem] | list[Problem]:
+    """The problems in the order in which they are solved; a terminal is asked for them one by one."""
+    from score_openrlhf.tasks.base import Problem
+
+    if texts and args.file:
+        raise ValueError("give PROBLEM or --file, not both")
+    if texts:
+        return [Problem("problem", texts[0], args.answer or "")]
+    if args.file and Path(args.file).suffix in (".jsonl", ".json", ".parquet"):
+        return _rows(args.file, cfg)
+    if args.file:
+        path = Path(args.file)
+        if not path.is_file():
+            raise ValueError(f"--file: {path.absolute()} does not exist; give a data file or a text file")
+        return _lines(path.read_text().splitlines())
+    if sys.stdin.isatty():
+        return _asked()
+    return _lines(sys.stdin.read().splitlines())
+
+
+def _rows(file: str, cfg) -> list[Problem]:
+    from score_openrlhf.tasks.base import Problem
+    from score_openrlhf.tasks.loading import checked_rows, value_of
+
+    def read(row: Any, name: str, number: int) -> Problem:
+        text = value_of(row, cfg.data.problem_key)
+        answer = value_of(row, cfg.data.answer_key) if row.get(cfg.data.answer_key) is not None else ""
+        return Problem(f"{name}:{number}", text, answer)
+
+    return checked_rows(file, read)
+
+
+def _lines(lines: list[str]) -> list[Problem]:
+    from score_openrlhf.tasks.base import Problem
+
+    problems = [Problem(f"line {n}", line.strip(), "") for n, line in enumerate(lines, start=1) if line.strip()]
+    if not problems:
+        raise ValueError("there is no problem: give one on the command line, in --file or on standard input")
+    return problems
+
+
+def _asked() -> Iterator[Problem]:
+    """Problems typed at a prompt, until an empty line or the end of the input."""
+    from score_openrlhf.tasks.base import Problem
+
+    number = 0
+    try:
+        while text := input("problem> ").strip():
+            number += 1
+            answer = input("answer (empty: not graded)> ").strip()
+            yield Problem(f"problem {number}", text, answer)
+    except EOFError:
+        print()
+
+
+def _solve_all(
+    walker: Walker, problems: Iterable[Problem], plan: SamplingPlan, console: Console, as_json: bool
+) -> int:
+    """Solve one after another; returns how many failed."""
+    failed = 0
+    for number, problem in enumerate(problems):
+        # one event loop a problem: it would hold back a Ctrl-C at the prompt between two
+        trajectory = asyncio.run(_solve(walker, problem, number, plan, console))
+        failed += trajectory.failure is not None
+        if as_json:
+            print(json.dumps(trajectory.to_json()), flush=True)
+    return failed
+
+
+async def _solve(walker: Walker, problem: Problem, number: int, plan: SamplingPlan, console: Console):
+    """One problem, each phase shown when it ends; returns its trajectory."""
+    from rich.markup import escape
+    from rich.rule import Rule
+
+    from score_openrlhf.rollout.trajectory import Trajectory
+
+    trajectory = Trajectory(problem, number, 0, 0)
+    console.print(Rule("problem", style="dim", align="left"))
+    console.print(escape(_printable(problem.text)), highlight=False)
+    async for phase, sample, grade in walker.phases(trajectory, plan):
+        title, style = PHASES[phase]
+        verdict = _verdict(grade, problem)
+        cut = " [yellow](cut at its budget)[/yellow]" if sample.truncated else ""
+        console.print(Rule(f"{title}{verdict}{cut}", style=style, align="left"))
+        console.print(f"[{style}]{escape(_printable(sample.text)) or '(nothing)'}[/{style}]", highlight=False)
+        if phase == "guide" and trajectory.leak:
+            console.print("[yellow]the hint states the answer[/yellow]")
+    if trajectory.failure:
+        console.print(f"[red]failed:[/red] {escape(trajectory.failure)} (data.max_len is {plan.max_len})")
+    return trajectory
+
+
+def _verdict(grade: Grade | None, problem: Problem) -> str:
+    if grade is None or not problem.answer:
+        return ""
+    return f": {MARKS.get(grade.status, f'[yellow]{grade.status}[/yellow]')}"
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal would obey: a model may say an escape sequence."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text).strip()

@@ -1,0 +1,208 @@
+"""Problems in; trajectories out, walked in the driver on engines that run: with their own guidance or under another.
+
+The steps are those of training (`rollout/executor.py`), so an evaluation with training's seeds samples what the
+evaluation within training does. The driver holds the executor because a control needs one step of it alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from score_openrlhf.evaluation.conditions import masked
+from score_openrlhf.rollout.executor import GuidedRevisionExecutor, SampleRequest, SamplingPlan
+from score_openrlhf.rollout.prompts import GuidancePrompts, SolverPrompts
+from score_openrlhf.rollout.trajectory import Sample, Trajectory
+from score_openrlhf.tasks.base import Grade, Problem, Task, Templates
+from score_openrlhf.tasks.pool import GradingPool
+
+IN_FLIGHT_PER_ENGINE = 512  # trajectories; more would only queue inside the engine
+Advance = Callable[[], None]  # called once for each trajectory that is done
+
+
+class RemoteEngine:
+    """An engine's Ray handle as the executor wants it: `await engine.sample(request)`."""
+
+    def __init__(self, handle: Any):
+        self.handle = handle
+
+    async def sample(self, request: SampleRequest) -> Sample:
+        return await self.handle.sample.remote(request)
+
+
+class OptionalGrader:
+    """The grading pool for problems with a gold answer; one without is `unparsable` and its hints leak nothing."""
+
+    def __init__(self, pool: GradingPool):
+        self.pool = pool
+
+    async def agrade(self, text: str, answer: str, *, problem: str = "", prompt: str = "") -> Grade:
+        if not answer:
+            return Grade("unparsable", "no answer is given to grade against")
+        return await self.pool.agrade(text, answer, problem=problem, prompt=prompt)
+
+    async def astates_answer(self, guidance: str, problem: str, attempt: str, answer: str) -> tuple[bool, str]:
+        if not answer:
+            return False, "ok"
+        return await self.pool.astates_answer(guidance, problem, attempt, answer)
+
+
+class ControlledExecutor(GuidedRevisionExecutor):
+    """Training's executor, which can also revise an attempt under a text that is not its own guidance."""
+
+    async def revise_under(
+        self, engine: RemoteEngine, own: Trajectory, text: str | None, plan: SamplingPlan
+    ) -> Trajectory:
+        """`own`'s attempt revised under `text` (None: the fixed instruction), with the same seed as `own`'s revision.
+
+        Where the text is the own guidance the request would be the same, and `own`'s revision stands for it.
+        """
+        repeats = plan.seed_requests or plan.temperature == 0
+        if repeats and own.guidance is not None and text == own.guidance.text:
+            return own
+        control = replace(
+            own,
+            guidance=None if text is None else Sample([], [], text, truncated=False, version=0),
+            guidance_prompt_ids=[], bridge_ids=[], revision=None, grade_t2=None, leak=0.0, hint_metrics={}, seconds={},
+        )  # fmt: skip
+        await self._guarded("revise", control, self.revise(engine, control, plan))
+        return control
+
+    async def step(self, phase: str, trajectory: Trajectory, work: Awaitable[None]) -> None:
+        """One step by itself; its failure is marked, not raised."""
+        await self._guarded(phase, trajectory, work)
+
+
+@dataclass
+class Walker:
+    """Two models on their engines, and the executors that walk problems through them."""
+
+    task: Task
+    pool: GradingPool
+    executor: ControlledExecutor
+    solver: list[RemoteEngine]
+    tutor_executor: ControlledExecutor | None  # asks the guidance model as if it were the solver
+    tutor: list[RemoteEngine]
+
+    def engine(self, group: int) -> RemoteEngine:
+        """The solver engine of a problem: one for all its requests, whose prefix cache then holds the attempt."""
+        return self.solver[group % len(self.solver)]
+
+    async def own(self, problems: Sequence[Problem], plan: SamplingPlan, advance: Advance) -> list[Trajectory]:
+        """`attempt -> guide -> revise` for each problem and attempt, in that order; failures are marked."""
+
+        async def walk(group: int, index: int) -> Trajectory:
+            engine = self.engine(group)
+            (trajectory,) = await self.executor.execute(
+                problems[group], (group, index), plan, plan.max_len, None, engine
+            )
+            return trajectory
+
+        places = [(group, index) for group in range(len(problems)) for index in range(plan.num_attempts)]
+        return await self._gather(walk, places, advance)
+
+    async def control(
+        self, own: Sequence[Trajectory], texts: dict[int, str | None], plan: SamplingPlan, advance: Advance
+    ) -> list[Trajectory]:
+        """The trajectories at the positions of `texts`, their revisions sampled again under those texts."""
+
+        async def revise(position: int, text: str | None) -> Trajectory:
+            engine = self.engine(own[position].group)
+            return await self.executor.revise_under(engine, own[position], text, plan)
+
+        return await self._gather(revise, list(texts.items()), advance)
+
+    async def alone(self, problems: Sequence[Problem], plan: SamplingPlan, advance: Advance) -> list[Trajectory]:
+        """The guidance model's own answers, as attempts."""
+        executor = self.tutor_executor
+        assert executor is not None
+
+        async def answer(group: int, index: int) -> Trajectory:
+            trajectory = Trajectory(problems[group], group, index, 0)
+            engine = self.tutor[group % len(self.tutor)]
+            await executor.step("attempt", trajectory, executor.attempt(engine, trajectory, plan))
+            return trajectory
+
+        places = [(group, index) for group in range(len(problems)) for index in range(plan.num_attempts)]
+        return await self._gather(answer, places, advance)
+
+    async def phases(
+        self, trajectory: Trajectory, plan: SamplingPlan
+    ) -> AsyncIterator[tuple[str, Sample, Grade | None]]:
+        """`(phase, text, grade)` of attempt, guidance and revision, each as soon as it is there.
+
+        Ends early where a phase fails; the trajectory then says why.
+        """
+        executor, engine = self.executor, self.engine(trajectory.group)
+        for phase, work in (
+            ("attempt", lambda: executor.attempt(engine, trajectory, plan)),
+            ("guide", lambda: executor.guide(trajectory, plan)),
+            ("revise", lambda: executor.revise(engine, trajectory, plan)),
+        ):
+            await executor.step(phase, trajectory, work())
+            if not trajectory.usable_so_far:
+                return
+            sample, grade = {
+                "attempt": (trajectory.attempt, trajectory.grade_t1),
+                "guide": (trajectory.guidance, None),
+                "revise": (trajectory.revision, trajectory.grade_t2),
+            }[phase]
+            if sample is not None:  # there is no guidance model
+                yield phase, sample, grade
+
+    async def masked_texts(self, own: Sequence[Trajectory], positions: Sequence[int]) -> dict[int, str | None]:
+        """Position -> the own guidance without what states the answer; what cannot be decided in time is masked."""
+
+        def mask(position: int) -> str:
+            t = own[position]
+            assert t.guidance is not None
+
+            def states_answer(text: str) -> bool:
+                leak, status = self.pool.states_answer(text, "", "", t.problem.answer).result()
+                return leak or status != "ok"
+
+            return masked(t.guidance.text, t.problem.answer, states_answer)
+
+        texts = await asyncio.gather(*(asyncio.to_thread(mask, position) for position in positions))
+        return dict(zip(positions, texts, strict=True))
+
+    async def _gather(
+        self, work: Callable[..., Awaitable[Trajectory]], arguments: Sequence[tuple], advance: Advance
+    ) -> list[Trajectory]:
+        """`work` for each of `arguments`, side by side, in their order."""
+        room = asyncio.Semaphore(IN_FLIGHT_PER_ENGINE * len(self.solver))
+
+        async def one(those: tuple) -> Trajectory:
+            async with room:
+                result = await work(*those)
+            advance()
+            return result
+
+        return list(await asyncio.gather(*(one(those) for those in arguments)))
+
+
+def make_walker(
+    task: Task,
+    templates: Templates,
+    pool: GradingPool,
+    solver: tuple[Any, list[Any]],
+    guidance: tuple[Any, list[Any]] | None,
+) -> Walker:
+    """A walker on running engines; `solver` and `guidance` are a tokenizer and Ray handles each."""
+    grader: Any = OptionalGrader(pool)
+    tokenizer, handles = solver
+    prompts = SolverPrompts(tokenizer, templates)
+    if guidance is None:
+        executor = ControlledExecutor(task, grader, prompts)
+        return Walker(task, pool, executor, [RemoteEngine(h) for h in handles], None, [])
+    tutor_tokenizer, tutor_handles = guidance
+    return Walker(
+        task,
+        pool,
+        ControlledExecutor(task, grader, prompts, GuidancePrompts(tutor_tokenizer, templates), tutor_handles),
+        [RemoteEngine(h) for h in handles],
+        ControlledExecutor(task, grader, SolverPrompts(tutor_tokenizer, templates)),
+        [RemoteEngine(h) for h in tutor_handles],
+    )

@@ -1,0 +1,103 @@
+"""Two evaluations' trajectories in; how sure their differences are and what the hints say, before and after, out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+MAX_HINTS = 12
+
+
+@dataclass(frozen=True)
+class HintUse:
+    """How often one hint was given, as a share of all hints, and what came of it on wrong attempts."""
+
+    text: str
+    before: float
+    after: float
+    num_wrong: int  # wrong attempts that got it, after training
+    num_fixed: int  # of those, how many became right
+
+
+def half_widths(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Half of the 95 % interval of each metric: 1.96 standard errors; all samples of a problem are one draw."""
+    return {metric: Z_95 * _standard_error(values.values()) for metric, values in _by_problem(rows).items()}
+
+
+def half_widths_of_change(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The same of the change, paired by problem; a metric that is of other problems now and then is not paired."""
+    old, new = _by_problem(before), _by_problem(after)
+    widths = {}
+    for metric in old.keys() & new.keys():
+        first, last = old[metric], new[metric]
+        if first.keys() == last.keys():
+            error = _standard_error(last[problem] - first[problem] for problem in last)
+        else:
+            error = math.hypot(_standard_error(first.values()), _standard_error(last.values()))
+        widths[metric] = Z_95 * error
+    return widths
+
+
+def hint_uses(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[HintUse]:
+    """The hints given most often in either evaluation; empty if hardly any is given twice, as with free text."""
+    old, new = _hints(before), _hints(after)
+    repeated = sum(count for count in new.values() if count > 1)
+    if not new or repeated < new.total() / 2:
+        return []
+    share_old, share_new = ({h: n / max(uses.total(), 1) for h, n in uses.items()} for uses in (old, new))
+    repeated_hints = [hint for hint, count in (old | new).items() if count > 1]
+    most = sorted(repeated_hints, key=lambda h: (-max(share_old.get(h, 0), share_new.get(h, 0)), h))[:MAX_HINTS]
+    wrong = [row for row in after if row["guidance"] and row["revision"] and row["grade_t1"] != "right"]
+    given = Counter(_hint(row) for row in wrong)
+    fixed = Counter(_hint(row) for row in wrong if row["grade_t2"] == "right")
+    uses = [HintUse(h, share_old.get(h, 0.0), share_new.get(h, 0.0), given[h], fixed[h]) for h in most]
+    return sorted(uses, key=lambda use: -use.after)
+
+
+def _hint(row: dict[str, Any]) -> str:
+    return " ".join(row["guidance"]["text"].split())
+
+
+def _hints(rows: Iterable[dict[str, Any]]) -> Counter[str]:
+    return Counter(_hint(row) for row in rows if row["guidance"])
+
+
+def _by_problem(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Metric -> problem -> mean over those of the problem's trajectories that count for the metric."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for metric, value in _values(row).items():
+            values.setdefault(metric, {}).setdefault(row["problem_id"], []).append(float(value))
+    return {metric: {key: fmean(found) for key, found in problems.items()} for metric, problems in values.items()}
+
+
+def _values(row: dict[str, Any]) -> dict[str, float]:
+    """What one trajectory counts for in each metric that is a mean (`trainer/metrics.py` defines them)."""
+    values: dict[str, float] = {f"guidance/{name}": value for name, value in row["hint_metrics"].items()}
+    for part, name in (("attempt", "t1"), ("guidance", "guidance"), ("revision", "t2")):
+        if row[part]:
+            values[f"truncated_{name}"] = row[part]["truncated"]
+    if row["guidance"]:
+        values |= {"guidance/leak": row["leak"], "guidance/length": len(row["guidance"]["token_ids"])}
+    if row["revision"] and not row["failure"]:
+        right1, right2 = row["grade_t1"] == "right", row["grade_t2"] == "right"
+        values |= {
+            "acc_t1": right1,
+            "acc_t2": right2,
+            "delta": right2 - right1,
+            "i2c": right2 and not right1,
+            "c2i": right1 and not right2,
+            "break_rate" if right1 else "fix_rate": right1 != right2,
+        }
+    return values
+
+
+def _standard_error(values: Iterable[float]) -> float:
+    found = list(values)
+    error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
+    return error or math.nan  # values that are all alike say nothing about how far others would be off
