@@ -1,0 +1,119 @@
+"""One small real run (Ray, vLLM, DeepSpeed ZeRO-3, both policies) that many tests look at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A random model answers nothing right, so the run's reward is one it can earn: whether the text has an even number of
+# letters. Grading still runs in its own processes, through OpenRLHF's reward_func interface.
+REWARD = """
+def reward_func(queries, prompts, labels):
+    scores = [float(sum(c.isalpha() for c in q) % 2 == 0) for q in queries]
+    return {"rewards": scores, "scores": scores}
+"""
+
+
+@dataclass
+class Run:
+    """A finished command and what it left."""
+
+    folder: Path
+    output: str
+
+    @property
+    def metrics(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").open()]
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    def trajectories(self, name: str) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "trajectories" / f"{name}.jsonl").open()]
+
+
+def score_openrlhf(*words: str, expect: int = 0, timeout: float = 600) -> str:
+    """Run the console command as a user does; returns its output; fails the test with it on another status."""
+    command = [str(Path(sys.executable).with_name("score-openrlhf")), *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
+    output = done.stdout + done.stderr
+    assert done.returncode == expect, output[-6000:]
+    return output
+
+
+@dataclass
+class Bench:
+    """A tiny model, problems and a reward, and the words that make the MATH configuration run on them."""
+
+    folder: Path
+
+    def overrides(self, name: str, **changes: object) -> list[str]:
+        values: dict[str, object] = {
+            "model_path": self.folder / "model",
+            "guidance_model_path": self.folder / "tutor",  # another family: tokenizer, template, tied embeddings
+            "data.train": self.folder / "train.jsonl",
+            "data.eval": self.folder / "eval.jsonl",
+            "data.max_len": 700,
+            "task.reward_func": self.folder / "reward.py",
+            "output_dir": self.folder / name,
+            "run_name": name,
+            "seed": 7,
+            "max_steps": 3,
+            "stage1_steps": 1,
+            "guidance_samples": 3,
+            "rollout.batch_size": 3,
+            "rollout.n_samples_per_prompt": 2,
+            "rollout.attempt_max_tokens": 12,
+            "rollout.guidance_max_tokens": 8,
+            "rollout.revision_max_tokens": 12,
+            "rollout.micro_batch_size": 4,
+            "train.micro_batch_size": 4,  # 18 rows: neither micro batches of 4 nor two ranks divide them
+            "actor.num_gpus_per_node": 1,
+            "actor.adam.lr": 1e-3,
+            "actor.gradient_checkpointing_enable": "false",
+            "guidance_lr": 1e-3,
+            "ds.param_dtype": "fp32",
+            "ckpt.save_steps": 1,
+            "ckpt.max_num": 3,
+            "eval.steps": -1,
+            "vllm.enforce_eager": "true",
+        }
+        values |= changes
+        return [f"{key}={value}" for key, value in values.items()]
+
+    def train(self, name: str, config: str = "rl_guided_score_math", **changes: object) -> Run:
+        output = score_openrlhf("train", f"configs/{config}.yaml", *self.overrides(name, **changes))
+        return Run(self.folder / name, output)
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory) -> Bench:
+    folder = tmp_path_factory.mktemp("bench")
+    make_model(folder / "model", "qwen2")
+    make_model(folder / "tutor", "llama", seed=1)
+    for part, count in (("train", 24), ("eval", 6)):
+        rows = [{"problem": f"What is {a} plus {a + 3}?", "answer": str(2 * a + 3)} for a in range(count)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "reward.py").write_text(REWARD)
+    return Bench(folder)
+
+
+@pytest.fixture(scope="session")
+def guided_run(bench) -> Run:
+    """Three steps of rl_guided_score, one in stage I and two in stage II, with a checkpoint after each.
+
+    The guidance model is of another family than the solver, so it has a reference of its own.
+    """
+    return bench.train("guided")
