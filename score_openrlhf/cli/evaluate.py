@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from score_openrlhf import platform
 from score_openrlhf.cli.sampling import add_model_arguments, is_override, resolve
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         overrides = [word for word in args.words if is_override(word)]
         overrides += [f"data.eval={args.problems}"] if args.problems else []
         resolved = resolve(configs[0] if configs else None, overrides, args.solver, args.guidance)
+        platform.start_fork_server()
         prepare_task(resolved)
         cfg = sampling_config(resolved, need_problems=True)
         settings = Settings(

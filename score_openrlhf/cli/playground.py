@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from score_openrlhf import platform
 from score_openrlhf.cli.train import add_config_arguments, complain, train_and_show
 from score_openrlhf.config.compose import load_config
 from score_openrlhf.config.schema import Config
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 def build(cfg: Config) -> None:
     """Make the base model and the problems, or find them from an earlier call."""
+    platform.start_fork_server()
     from rich.console import Console
     from transformers.utils import logging as transformers_logging
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from score_openrlhf import platform
 from score_openrlhf.cli.sampling import add_model_arguments, is_config, is_override, resolve
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError("--answer belongs to a PROBLEM on the command line; a file has its own answers")
         overrides = [word for word in args.words if is_override(word)]
         resolved = resolve(configs[0] if configs else None, overrides, args.solver, args.guidance)
+        platform.start_fork_server()
         prepare_task(resolved)
         cfg = sampling_config(resolved, need_problems=False)
         problems: Iterable[Problem] = _problems(args, texts, cfg)

@@ -7,6 +7,7 @@ import sys
 
 from rich.markup import escape
 
+from score_openrlhf import platform
 from score_openrlhf.config.compose import Resolved, load_config
 from score_openrlhf.config.validate import validate, warnings
 
@@ -46,6 +47,7 @@ def train_and_show(resolved: Resolved, *, as_json: bool) -> int:
     """Train, then print the table before and after and where things lie; returns the exit status."""
     import json
 
+    platform.start_fork_server()  # it imports what the roles need while this process does
     from rich.console import Console
 
     from score_openrlhf.report.summary import show_summary

@@ -12,6 +12,7 @@ everything else is left to OpenRLHF.
 """
 
 from score_openrlhf.platform.detect import is_cpu
+from score_openrlhf.platform.forking import start as start_fork_server
 from score_openrlhf.platform.hooks import install
 from score_openrlhf.platform.settings import (
     attn_implementation,
@@ -29,6 +30,7 @@ __all__ = [
     "environment",
     "is_cpu",
     "ray_init_kwargs",
+    "start_fork_server",
     "sync_backend",
 ]
 

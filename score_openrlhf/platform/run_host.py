@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if platform.is_cpu():
         import ray
 
+        platform.start_fork_server()
         ray.init(**platform.ray_init_kwargs(args.num_gpus))
     sys.argv = [args.module, *args.arguments]
     runpy.run_module(args.module, run_name="__main__", alter_sys=True)

@@ -6,6 +6,7 @@ import os
 from importlib.metadata import entry_points
 from typing import Any
 
+from score_openrlhf.platform import forking
 from score_openrlhf.platform.detect import is_cpu
 from score_openrlhf.platform.hooks import DISABLE_VARIABLE
 
@@ -75,6 +76,8 @@ def ray_init_kwargs(num_gpus: int, num_cpus: int | None = None, *, address: str 
     if not is_cpu():
         return kwargs if num_cpus is None or address is not None else {**kwargs, "num_cpus": num_cpus}
     _require_vllm_plugin()
+    if address is None and (python := forking.python()):
+        kwargs["runtime_env"]["py_executable"] = python
     if address is None:
         kwargs |= {
             "num_gpus": num_gpus,

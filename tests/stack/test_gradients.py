@@ -221,6 +221,7 @@ def direct(model_path) -> Callable[[list[DirectRow]], dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
+    platform.start_fork_server()
     kwargs = platform.ray_init_kwargs(num_gpus=12)
     ray.init(**kwargs, log_to_driver=False, logging_level=logging.ERROR)
     yield

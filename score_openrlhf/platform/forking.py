@@ -1,0 +1,62 @@
+"""Starts this process's fork server (`fork_server.py`) and names the executable that stands in for the interpreter."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from score_openrlhf.platform.detect import is_cpu
+
+SWITCH = "SCORE_OPENRLHF_FORK_SERVER"  # "0" in the environment: every process imports for itself
+CLIENT = Path(__file__).with_name("fork_client.py")
+
+_lock = threading.Lock()
+_folder: str | None = None
+
+
+def start() -> None:
+    """Start the server, once; it imports in the background. Does nothing where an accelerator is.
+
+    Call it from the main thread: the kernel ends the server, and all its forks, with the thread that started it.
+    """
+    global _folder
+    if not is_cpu() or os.environ.get(SWITCH) == "0":
+        return
+    with _lock:
+        if _folder is not None:
+            return
+        _folder = tempfile.mkdtemp(prefix="score-openrlhf-")
+        executable = Path(_folder, "python")
+        executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{CLIENT}" "{_folder}/socket" "$@"\n')
+        executable.chmod(0o755)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(f"{_folder}/socket")
+            listener.listen(128)  # calls wait here until the imports are done
+            fd = listener.fileno()
+            child = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "score_openrlhf.platform.fork_server"]
+                + [str(executable), str(os.getpid()), str(fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[fd],
+                start_new_session=True,  # ctrl-C is for the driver, which ends its roles in order
+            )
+        atexit.register(_end, child, _folder)
+
+
+def python() -> str | None:
+    """The executable that stands in for the interpreter; None where no server was started."""
+    return f"{_folder}/python" if _folder else None
+
+
+def _end(child: subprocess.Popen, folder: str) -> None:
+    child.kill()  # the kernel ends its forks with it
+    child.wait()
+    shutil.rmtree(folder, ignore_errors=True)
