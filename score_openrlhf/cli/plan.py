@@ -42,7 +42,7 @@ def add_parser(subparsers) -> None:
     parser.set_defaults(run=run)
 
 
-def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
+def add_cluster_arguments(parser: argparse._ActionsContainer) -> None:
     """What there is to run on."""
     parser.add_argument("--gpus", type=_count, metavar="N", help="GPUs of a node; without it as many as are asked for")
     parser.add_argument("--nodes", type=_count, metavar="M", help="nodes; without it as many as are asked for")
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         validate(resolved.cfg, check_paths=False)  # the run's machine has them, this one need not
         if not resolved.cfg.model_path:
             raise ValueError("model_path is not set: give the solver's model, model_path=<directory or hub name>")
-        return show(resolved, args, full=args.full, as_json=args.json)
+        return show(resolved, args, full=getattr(args, "full", False), as_json=args.json)
     except ValueError as error:  # ConfigError included: the user's to mend, so no traceback
         print(f"score-openrlhf: {error}", file=sys.stderr)
         return 2

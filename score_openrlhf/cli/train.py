@@ -8,6 +8,7 @@ import sys
 from rich.markup import escape
 
 from score_openrlhf import platform
+from score_openrlhf.cli import plan
 from score_openrlhf.config.compose import Resolved, load_config
 from score_openrlhf.config.validate import validate, warnings
 
@@ -15,6 +16,8 @@ from score_openrlhf.config.validate import validate, warnings
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser("train", help="train a solver, and a guidance model with it")
     add_config_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what `plan` prints and start nothing")
+    plan.add_cluster_arguments(parser.add_argument_group("with --dry-run"))
     parser.set_defaults(run=run)
 
 
@@ -26,6 +29,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return plan.run(args)
     try:
         resolved = load_config(args.config, args.overrides)
         prepare_task(resolved)

@@ -107,6 +107,8 @@ def train(prepared: Prepared, console: Console) -> dict[str, Any]:
             before = _evaluate_once(trainer, output_dir, BEFORE)
             trainer.fit()
             after = _evaluate_once(trainer, output_dir, AFTER)
+            if after:
+                trainer.note_best(after)
             paths = _export(trainer, output_dir)
         finally:
             progress.close()
@@ -117,6 +119,7 @@ def train(prepared: Prepared, console: Console) -> dict[str, Any]:
         "steps": trainer.step,
         "before": before,
         "after": after,
+        "best": trainer.best,
         "wall_seconds": trainer.seconds_before + time.perf_counter() - started,
         "seconds_to_first_update": trainer.first_update - started if trainer.first_update else None,
         "seconds_by_phase": trainer.clock.total,

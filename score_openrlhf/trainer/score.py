@@ -76,6 +76,7 @@ class SCoReTrainer:
         self.clock = Clock()
         self.started = time.perf_counter()
         self.seconds_before = 0.0  # wall time of the interrupted runs this one goes on from
+        self.best: dict[str, float] | None = None  # step and acc_t2 of the best evaluated pair so far
         self.first_update: float | None = None  # time.perf_counter() after the first optimizer step
 
     # ── the loop ──
@@ -93,14 +94,22 @@ class SCoReTrainer:
                 self.progress.num_steps = self.num_steps
             if self.step == self.stages.switch_step and self.step < self.num_steps and not self.cfg.carry_optimizer:
                 self.reset_optimizers()
-            last = self.step == self.num_steps
+            last, is_best = self.step == self.num_steps, False
             if self._due(self.cfg.eval.steps) and not last and self.eval_problems:
                 evaluated = self.evaluate(f"eval_step_{self.step:06d}")
                 metrics |= {f"eval/{key}": value for key, value in evaluated.items()}
+                is_best = self.note_best(evaluated)
             self.run_log.step(self.step, metrics)
             self.progress.step(self.step, metrics)
-            if last or self._due(self.cfg.ckpt.save_steps):
+            if last or is_best or self._due(self.cfg.ckpt.save_steps):
                 self.save()
+
+    def note_best(self, evaluated: dict[str, float]) -> bool:
+        """Whether the current pair is the best evaluated so far, by held-out acc_t2; its checkpoint is then kept."""
+        if self.best is not None and evaluated["acc_t2"] <= self.best["acc_t2"]:
+            return False
+        self.best = {"step": self.step, "acc_t2": evaluated["acc_t2"]}
+        return True
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -254,6 +263,7 @@ class SCoReTrainer:
             "stages": self.stages.state(),
             "data_position": self.order.position,
             "seed": self.cfg.seed,
+            "best": self.best,
             "seconds_by_phase": self.clock.total,
             "wall_seconds": self.seconds_before + time.perf_counter() - self.started,
             "policies": {
@@ -272,7 +282,12 @@ class SCoReTrainer:
         self.progress.phase("checkpoint", self.step)
         start = time.perf_counter()
         checkpoint.save(
-            self.checkpoint_root, self.step, self.roles.policies, self.state(), keep=self.cfg.ckpt.max_num, best=None
+            self.checkpoint_root,
+            self.step,
+            self.roles.policies,
+            self.state(),
+            keep=self.cfg.ckpt.max_num,
+            best=int(self.best["step"]) if self.best else None,
         )
         self.clock.add("checkpoint", start)
 
@@ -283,6 +298,7 @@ class SCoReTrainer:
         self.step = state["step"]
         self.order.position = state["data_position"]
         self.stages.restore(state["stages"], self.step)
+        self.best = state["best"]
         self.clock.total = dict(state["seconds_by_phase"])
         self.seconds_before = state["wall_seconds"]
         for policy in self.roles.policies:

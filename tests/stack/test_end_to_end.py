@@ -24,6 +24,20 @@ def test_every_metric_has_its_name_on_every_line(guided_run):
         assert not missing
 
 
+def test_tensorboard_holds_the_same_numbers(guided_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(guided_run.folder / "tensorboard"), size_guidance={"scalars": 0})
+    board.Reload()
+    read: dict[int, dict[str, float]] = {1: {}, 2: {}, 3: {}}
+    for tag in board.Tags()["scalars"]:
+        for event in board.Scalars(tag):
+            read[event.step][tag] = event.value
+    for line in guided_run.metrics:
+        written = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
+        assert written == pytest.approx(read[line["step"]], rel=1e-6, nan_ok=True)
+
+
 def test_stages_follow_one_another(guided_run):
     assert [line["stage"] for line in guided_run.metrics] == [1, 2, 2]
 

@@ -29,6 +29,14 @@ def test_overrides_may_stand_after_options():
     assert overrides_after_config(["solve", "what is x=1?"]) == ["solve", "what is x=1?"]
 
 
+def test_a_dry_run_prints_the_plan(capsys):
+    words = ["configs/rl_guided_score_7b_8gpu.yaml", "--gpus", "8", "--json"]
+    assert main(["plan", *words]) == 0
+    planned = capsys.readouterr().out
+    assert main(["train", *words, "--dry-run"]) == 0
+    assert capsys.readouterr().out == planned
+
+
 def test_wrong_key_is_answered_with_the_nearest_and_status_two(capsys):
     assert main(["train", "configs/playground.yaml", "alpah=3"]) == 2
     message = capsys.readouterr().err
