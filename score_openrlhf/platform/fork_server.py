@@ -141,8 +141,7 @@ def _fork(connection: socket.socket, own: list[int]) -> int:
         call = json.loads(body)
         _place(list(files), call["files"])
         os.chdir(call["directory"])
-        os.environ.clear()
-        os.environ.update(call["environment"])
+        _take_environment(call["environment"])
         code = _run(call["arguments"])
     except BaseException:  # this is the top of a process: what comes here is printed and is its end
         traceback.print_exc()
@@ -161,6 +160,18 @@ def _place(received: list[int], wanted: list[int]) -> None:
     for index, number in enumerate(wanted):
         os.dup2(top + index, number)
         os.close(top + index)
+
+
+def _take_environment(wanted: dict[str, str]) -> None:
+    """Make the environment the client's, changing only what differs.
+
+    Process titles (Ray's, vLLM's) are written where the arguments lie, which are found from the first variable's place.
+    """
+    for name in set(os.environ) - set(wanted):
+        del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 def _run(arguments: list[str]) -> int:

@@ -47,6 +47,13 @@ def test_arguments_environment_directory_and_input_are_the_calls(python, tmp_pat
     assert done.returncode == 3
 
 
+def test_a_fork_can_name_itself(python):
+    """What `ps` and the memory figures by process go by."""
+    code = "import ray; ray._raylet.setproctitle('ray::Role'); print(open('/proc/self/cmdline').read())"
+    named = run(python, "-c", code, env={**os.environ, "SPT_NOENV": "1", "MARK": "m"}).stdout
+    assert named.strip("\0\n") == "ray::Role"
+
+
 def test_an_error_is_printed_and_is_the_exit_status(python):
     done = run(python, "-c", "1 / 0")
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
