@@ -165,7 +165,7 @@ def _place(received: list[int], wanted: list[int]) -> None:
 def _take_environment(wanted: dict[str, str]) -> None:
     """Make the environment the client's, changing only what differs.
 
-    Process titles (Ray's, vLLM's) are written where the arguments lie, which are found from the first variable's place.
+    Process titles (Ray's, vLLM's) are written over the arguments, which are found from where the first variable lies.
     """
     for name in set(os.environ) - set(wanted):
         del os.environ[name]
