@@ -1,11 +1,15 @@
 # make quickstart: install what is needed, build the playground and train both models on it.
+# make evidence:   install what is needed, train and evaluate every arm of docs/results.md and write that page.
 # make test:       install what is needed and run every test.
 SHELL := /bin/bash
 BIN := .venv/bin
-.PHONY: help install quickstart test test-unit test-stack lint docs clean
+SEEDS ?=
+ARMS ?=
+.PHONY: help install quickstart evidence test test-unit test-stack lint docs clean
 
 help:
 	@echo "make quickstart   install, build the CPU-sized task, train both models, show what changed"
+	@echo "make evidence     train and evaluate every arm of docs/results.md (SEEDS=101,102 ARMS=score,... for a part)"
 	@echo "make test         install, run all tests (unit, then the real stack)"
 	@echo "make lint         ruff, mypy, bash -n, shellcheck"
 	@echo "make docs         regenerate docs/configuration.md"
@@ -16,6 +20,9 @@ install:
 
 quickstart: install
 	@$(BIN)/score-openrlhf playground configs/playground.yaml
+
+evidence: install
+	@$(BIN)/python -m benchmarks.evidence $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ARMS),--arms $(ARMS))
 
 test: install
 	@$(BIN)/python tests/run_all.py

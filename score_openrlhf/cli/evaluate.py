@@ -113,8 +113,8 @@ def _evaluate(cfg, problems, settings: Settings, output_dir: Path, console: Cons
         seconds = time.perf_counter() - started
         main = main_condition(walker)
         results: dict[str, Any] = {
-            "solver": cfg.model_path,
-            "guidance": cfg.guidance_model_path,
+            "solver_path": cfg.model_path,
+            "guidance_path": cfg.guidance_model_path,
             "task": cfg.task.name,
             "problems": cfg.data.eval,
             "samples": settings.samples,

@@ -60,6 +60,20 @@ def rows(evaluated):
     return by_condition
 
 
+def test_a_solver_without_a_guidance_model_is_evaluated(bench):
+    folder = bench.folder / "evaluated_alone"
+    done = command(
+        "evaluate", "--solver", str(bench.folder / "model"), "--guidance", "none",
+        "--problems", str(bench.folder / "eval.jsonl"), "--output", str(folder), *settings(bench),
+    )  # fmt: skip
+    results = json.loads((folder / "evaluation.json").read_text())
+    assert results["main_condition"] == "fixed" and list(results["conditions"]) == ["fixed", "none"]
+    assert (results["solver_path"], results["guidance_path"]) == (str(bench.folder / "model"), None)
+    assert "guidance" not in results  # there are no hints to judge
+    assert {row["condition"] for row in csv.DictReader((folder / "evaluation.csv").open())} >= {"fixed", "none"}
+    assert "the fixed text" in done.stdout and "distinct" not in done.stdout
+
+
 def test_every_condition_has_every_attempt(evaluated, rows):
     assert list(rows) == ["own", "none", "fixed", "shuffled", "masked", "alone"]
     assert {len(found) for found in rows.values()} == {NUM_PROBLEMS * SAMPLES * len(SEEDS)}

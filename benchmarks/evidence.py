@@ -1,0 +1,90 @@
+"""Seeds and arms in; a trained and evaluated run for each, then the page of results made from their files, out.
+
+    python -m benchmarks.evidence [--seeds 101,102,103] [--arms score,smart_score,...]     (make evidence)
+
+Every arm is one `score-openrlhf playground` and one `score-openrlhf evaluate`, called in this process: the libraries
+and the fork server of the roles are loaded once for all arms. What is finished is not done again, an interrupted arm
+goes on from its checkpoint, and docs/results.md is written when the whole plan is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.arms import ARMS, BASE, SEEDS, plan
+from score_openrlhf.cli import main as command
+
+ROOT = Path("runs/evidence")
+CONFIG = "configs/playground.yaml"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--seeds", default=",".join(map(str, SEEDS)), help="of warm start, problems' order and sampling"
+    )
+    parser.add_argument("--arms", default=",".join(ARMS), help=f"of {', '.join(ARMS)}")
+    args = parser.parse_args()
+    try:
+        seeds = [int(word) for word in args.seeds.split(",")]
+    except ValueError:
+        parser.error(f"--seeds is {args.seeds!r}; give whole numbers with commas between, such as 101,102")
+    arms = args.arms.split(",")
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        parser.error(f"no arm {', '.join(unknown)}; the arms are {', '.join(ARMS)}")
+
+    started = time.perf_counter()
+    todo = plan(tuple(seeds), tuple(arms))
+    for number, (seed, arm) in enumerate(todo, 1):
+        minutes = (time.perf_counter() - started) / 60
+        print(f"\n== {number}/{len(todo)}: seed {seed}, {arm} ({minutes:.0f} min)", flush=True)
+        if status := do(seed, arm):
+            print(f"stopped with status {status}; the same command goes on from here", file=sys.stderr)
+            return status
+
+    from benchmarks.results_page import write
+
+    whole = set(todo) >= set(plan())  # a part of it is no page to publish
+    docs = Path("docs") if whole else ROOT
+    page = write(ROOT, seeds=seeds, page=docs / "results.md", plot=docs / "images" / "results.svg")
+    minutes = (time.perf_counter() - started) / 60
+    print(f"\nall {len(todo)} arms are there after {minutes:.0f} min: {page}, {ROOT / 'results.json'}")
+    return 0
+
+
+def do(seed: int, arm: str) -> int:
+    """Train and evaluate one arm of one seed, or what is left of it; returns the exit status of what went wrong."""
+    train, evaluate_base, evaluate = commands(seed, arm)
+    folder = ROOT / f"seed_{seed}"
+    steps = [
+        (train, folder / arm / "summary.json"),
+        (evaluate_base, folder / BASE / "evaluation" / "evaluation.json"),
+        (evaluate, folder / arm / "evaluation" / "evaluation.json"),
+    ]
+    for words, result in steps:
+        if not result.is_file():
+            print(f"$ score-openrlhf {shlex.join(words)}", flush=True)
+            if status := command(words):
+                return status
+    shutil.rmtree(folder / arm / "checkpoints", ignore_errors=True)  # the finished models lie beside them
+    return 0
+
+
+def commands(seed: int, arm: str) -> tuple[list[str], list[str], list[str]]:
+    """What a user would type after `score-openrlhf`: to train the arm, to evaluate its start, to evaluate it."""
+    folder = ROOT / f"seed_{seed}"
+    base = [f"playground.path={folder / 'playground'}", f"playground.warm_start_seed={seed}"]
+    train = ["playground", CONFIG, f"output_dir={folder / arm}", f"seed={seed}", *base, *ARMS[arm]]
+    start = str(folder / "playground" / "model")
+    evaluate_base = ["evaluate", CONFIG, *base, "--solver", start, "--guidance", start]
+    evaluate_base += ["--output", str(folder / BASE / "evaluation")]
+    return train, evaluate_base, ["evaluate", str(folder / arm)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
