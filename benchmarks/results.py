@@ -14,7 +14,10 @@ from score_openrlhf.report.evaluations import Z_95, half_widths, half_widths_of_
 
 MODELS = (BASE, *METHODS)
 GAP, RIGHT_COLUMN_GAIN, SHUFFLED_LEAD, STANDARD_ERRORS = 0.10, 0.30, 0.03, 2.0
-Figures = dict[str, float | None]
+TOLD = {
+    "guidance/error_information_bits": "bits that the hint tells about the error, above the start",
+    "guidance/distinct_2_across": "diversity of the hints (distinct-2 over problems), above the start",
+}
 
 
 def collect(root: Path, seeds: Sequence[int]) -> dict[str, Any]:
@@ -112,6 +115,9 @@ def claims(root: Path, seed: int, arms: dict[str, Any]) -> list[dict[str, Any]]:
     under = trained["acc_t2_under"]
     lead = under[SHUFFLED] - under[FIXED]
     add("guidance of another problem above the fixed text, at most", lead, SHUFFLED_LEAD, lead <= SHUFFLED_LEAD)
+    for metric, claim in TOLD.items():
+        more = trained["metrics"][metric] - start["metrics"][metric]
+        add(claim, more, 0.0, more > 0)
     return rows
 
 

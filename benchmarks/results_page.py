@@ -177,8 +177,8 @@ def _ablations(found: dict[str, Any]) -> str:
     head = ["arm", *(f"`{metric.removeprefix('guidance/')}`" for metric in ABLATION_COLUMNS), "what it is"]
     return f"""## Ablations
 
-On seed {found["ablated_seed"]} alone. Two runs on one base model can differ by several points: small differences say
-nothing here:
+On seed {found["ablated_seed"]} alone. Two runs on one base model can differ by several points, so a small difference
+says nothing here:
 
 {_table(head, rows)}"""
 
@@ -232,7 +232,9 @@ def _table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _spread(of: tuple[float, float, float] | None) -> str:
-    return "–" if of is None else f"{of[0]:.3f} ({of[1]:.3f} to {of[2]:.3f})"
+    if of is None:
+        return "–"
+    return f"{of[0]:.3f}" + (f" ({of[1]:.3f} to {of[2]:.3f})" if of[1] < of[2] else "")
 
 
 def _mean_and_range(values: Sequence[float]) -> str:

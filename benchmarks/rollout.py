@@ -41,6 +41,7 @@ from score_openrlhf.trainer.run import load_problems, templates_of
 from score_openrlhf.trainer.session import ray_session
 
 Request = tuple[list[int], int]  # prompt, tokens to sample
+Work = list[tuple[int, list[Request]]]  # phase after phase: which model's engines, and its requests
 
 
 class _MeasuredActor(engines._RolloutActor):
@@ -48,8 +49,6 @@ class _MeasuredActor(engines._RolloutActor):
 
     async def replay(self, requests: list[Request], as_training: bool) -> None:
         """Sample exactly the asked-for tokens of all requests, side by side."""
-        # the prefixes this very workload left behind would answer for the engine
-        await self.reset_prefix_cache()
         extra = [dict(logprobs=0, seed=seed) if as_training else {} for seed in range(len(requests))]
         await asyncio.gather(
             *(
@@ -106,40 +105,43 @@ def main(argv: Sequence[str] | None = None) -> int:
                 solver.handles, problems, plan, guided=has_guidance(cfg), awake=lambda name: nullcontext(), **limit
             )
 
-        def raw(work: list[list[Request]], as_training: bool) -> None:
-            calls = []
-            for handles, requests in zip(groups, work, strict=True):
-                for index, handle in enumerate(handles):
-                    calls.append(handle.replay.remote(requests[index :: len(handles)], as_training))
-            ray.get(calls)
+        def replay(work: Work, as_training: bool) -> None:
+            ray.get(
+                [
+                    handle.replay.remote(requests[index :: len(groups[model])], as_training)
+                    for model, requests in work
+                    for index, handle in enumerate(groups[model])
+                ]
+            )
 
-        trajectories = rollout(replace(plan, step=1))  # warms up
-        work = requests_of(trajectories)[: len(groups)]
-        raw(work, False), raw(work, True), phased(replace(plan, step=1))
+        trajectories = rollout(plan)  # warms up
+        phases = requests_of(trajectories)
+        replay(phases, False), replay(phases, True), phased(plan)
         tokens = sum(num_sampled_tokens(trajectories).values())
-        ways: dict[str, Callable[[int], Any]] = {
-            "bare engines": lambda number: raw(work, False),
-            "bare engines, log-probs and seeds": lambda number: raw(work, True),
-            "rollout, pipelined": lambda number: rollout(replace(plan, step=1)),
-            "rollout, phased": lambda number: phased(replace(plan, step=1)),
-            "rollout, pipelined, without seeds": lambda number: rollout(replace(plan, step=1, seed_requests=False)),
+        ways: dict[str, Callable[[], Any]] = {
+            "bare engines": lambda: replay(phases, False),
+            "bare engines, log-probs and seeds": lambda: replay(phases, True),
+            "the same, one phase after the other": lambda: [replay([phase], True) for phase in phases] and None,
+            "rollout, pipelined": lambda: rollout(plan),
+            "rollout, phased": lambda: phased(plan),
+            "rollout, pipelined, without seeds": lambda: rollout(replace(plan, seed_requests=False)),
         }
         measured = [Measured(name, [], tokens) for name in ways]
-        for number in range(args.repeats):  # the ways take turns, so that a slow spell of the machine meets all
+        for _ in range(args.repeats):  # the ways take turns, so that a slow spell of the machine meets all
             for each in measured:
                 for handles in groups:
                     ray.get([handle.reset_prefix_cache.remote() for handle in handles])
                 start = time.perf_counter()
-                done = ways[each.name](number)
+                done = ways[each.name]()
                 each.seconds.append(time.perf_counter() - start)
                 if done is not None:
                     each.tokens = sum(num_sampled_tokens(done).values())
-    show(console, measured, len(trajectories), sum(map(len, work)), as_json=args.json)
+    show(console, measured, len(trajectories), sum(len(requests) for _, requests in phases), as_json=args.json)
     return 0
 
 
-def requests_of(trajectories: Sequence[Trajectory]) -> list[list[Request]]:
-    """What the solver's and the guidance model's engines were asked for, each shared attempt once."""
+def requests_of(trajectories: Sequence[Trajectory]) -> Work:
+    """What the solver's (0) and the guidance model's (1) engines were asked for, each shared attempt once."""
     attempts = {t.state: (t.prompt_ids, len(t.attempt.token_ids)) for t in trajectories if t.attempt}
     revisions = [
         (t.prompt_ids + t.attempt.token_ids + t.bridge_ids, len(t.revision.token_ids))
@@ -147,7 +149,8 @@ def requests_of(trajectories: Sequence[Trajectory]) -> list[list[Request]]:
         if t.attempt and t.revision
     ]
     hints = [(t.guidance_prompt_ids, len(t.guidance.token_ids)) for t in trajectories if t.guidance]
-    return [[*attempts.values(), *revisions], hints]
+    phases = [(0, list(attempts.values())), (1, hints), (0, revisions)]
+    return [(model, requests) for model, requests in phases if requests]
 
 
 def show(console: Console, measured: list[Measured], trajectories: int, requests: int, *, as_json: bool) -> None:
