@@ -44,8 +44,11 @@ def make_tokenizer(kind: str = "qwen2"):
     )
 
 
-def make_model(folder: Path, kind: str = "qwen2", *, seed: int = 0, dtype: str = "float32") -> Path:
-    """Write a two-layer model with random weights and its tokenizer to `folder`; returns it."""
+def make_model(folder: Path, kind: str = "qwen2", *, seed: int = 0, dtype: str = "float32", **shape: int) -> Path:
+    """Write a model with random weights and its tokenizer to `folder`; returns it.
+
+    Two layers of width 64, unless `shape` says otherwise in the words of the family's configuration.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -65,6 +68,7 @@ def make_model(folder: Path, kind: str = "qwen2", *, seed: int = 0, dtype: str =
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
+    options |= shape
     model = Qwen2ForCausalLM(Qwen2Config(**options)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**options))
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
