@@ -63,13 +63,13 @@ def text(found: dict[str, Any], plot: str) -> str:
 def _opening(found: dict[str, Any]) -> str:
     numbers = sorted({arm["num_problems"] for arms in found["arms"].values() for arm in arms.values()})
     problems = " or ".join(map(str, numbers))
-    seeds = ",".join(map(str, found["seeds"]))
+    named, seeds = (comma.join(map(str, found["seeds"])) for comma in (", ", ","))
     words = "" if tuple(found["seeds"]) == SEEDS else f" SEEDS={seeds}"
     return f"""# Results on the playground
 
 Does it help to train the guidance model? Three methods with the same number of steps and of trajectories, one base
-model for solver and guidance model, another for each seed ({seeds}). All figures are of {problems} held-out problems,
-sampled at temperature 1. The page is written from the runs' files by
+model for solver and guidance model, another for each seed ({named}). All figures are of {problems} held-out
+problems, sampled at temperature 1. The page is written from the runs' files by
 
     make evidence{words}
 
@@ -146,7 +146,7 @@ def _controls(found: dict[str, Any]) -> str:
     return f"""## Is it the hint, or just the second look?
 
 The attempts of `{TRAINED}`'s solver, revised under other texts (`score-openrlhf evaluate`); the last line is the
-guidance model's own answer to the problem:
+guidance model's own answer to the problem. The base model has never seen an empty hint, so that line says little.
 
 {_table(["revised under", "`acc_t2`"], rows)}"""
 
