@@ -107,17 +107,17 @@ class _Units:
         (unit,) = _ids(len(returns), unit=torch.arange(len(returns), device=returns.device) if unit is None else unit)
         self.mask = _row_mask(mask, returns)
         # float64: leave-one-out subtracts nearly equal sums, and the order of the rows must not show.
-        values = torch.where(self.mask, returns, 0).double()
+        self.returns = torch.where(self.mask, returns, 0).double()
         group_ids, self.group = torch.unique(group, return_inverse=True)
         unit_ids, self.unit = torch.unique(torch.stack([group, unit]), dim=1, return_inverse=True)
         group_of_unit = torch.searchsorted(group_ids, unit_ids[0].contiguous())
 
         rows = _sums(self.mask.double(), self.unit, unit_ids.shape[1])
+        self.num_rows = rows.clamp(min=1)
         self.present = rows > 0
-        self.value = _sums(values, self.unit, len(rows)) / rows.clamp(min=1)  # 0 where no row is valid
+        self.value = _sums(self.returns, self.unit, len(rows)) / self.num_rows  # 0 where no row is valid
         self.num_in_group = _sums(self.present.double(), group_of_unit, len(group_ids))
         self.sum_of_group = _sums(self.value, group_of_unit, len(group_ids))
-        self.group_of_unit = group_of_unit
 
 
 def baseline(
@@ -126,13 +126,15 @@ def baseline(
     """Baseline of each row's return, from the units (attempts) of its group (a problem).
 
         none           0
-        batch_mean     mean over all units of the batch
-        group_mean     mean over the units of the row's group, its own included: (n - 1) / n of the gradient
+        batch_mean     as group_mean, with all n units of the batch
+        group_mean     mean over the n units of the row's group, where the row stands for its own unit:
+                       b = (G + sum of the other units) / n, so A = (n - 1) / n * that of leave_one_out
         leave_one_out  mean over the other units of the group; in a group of one unit, over the other units of the
                        batch (0 if there is none): unbiased (RLOO, arXiv 2402.14740)
 
     A unit is the rows that share `group` and `unit`: the K revisions of one attempt. Its value is the mean of its
-    rows, so each unit weighs the same. Leaving out a row instead would leave the attempt's own return in its baseline.
+    rows, so each unit weighs the same. Leaving out a row instead would leave the attempt's own return in its baseline,
+    and a mean over rows would shrink turn 1's gradient by another factor than turn 2's.
 
     `returns` (B,): one turn's return; `group`, `unit` (B,): integer ids, any values in any order, groups of any sizes
     (`unit` default: each row its own); `mask` (B,): False rows (failed, padding) enter no mean and get 0, and their
@@ -144,13 +146,13 @@ def baseline(
     units = _Units(returns, group, unit, mask)
     if kind == "none":
         return torch.zeros_like(returns)
+    own, num, total = units.value[units.unit], units.num_in_group[units.group], units.sum_of_group[units.group]
     num_in_batch, sum_of_batch = units.present.sum(), units.value.sum()
     if kind == "batch_mean":
-        result = (sum_of_batch / num_in_batch.clamp(min=1)).expand(len(returns))
+        result = (units.returns + sum_of_batch - own) / num_in_batch.clamp(min=1)
     elif kind == "group_mean":
-        result = (units.sum_of_group / units.num_in_group.clamp(min=1))[units.group]
+        result = (units.returns + total - own) / num.clamp(min=1)
     else:
-        own, num, total = units.value[units.unit], units.num_in_group[units.group], units.sum_of_group[units.group]
         in_group = (total - own) / (num - 1).clamp(min=1)
         in_batch = (sum_of_batch - own) / (num_in_batch - 1).clamp(min=1)
         result = torch.where(num > 1, in_group, in_batch)
@@ -180,18 +182,21 @@ def guidance_baseline(rewards: Tensor, state: Tensor, r1: Tensor, *, kind: str, 
 
 
 def group_std(returns: Tensor, group: Tensor, *, unit: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """Sample standard deviation of a group's unit values plus 1e-9, to divide advantages by (OpenRLHF `group_norm`).
+    """Sample standard deviation of a group's returns plus 1e-9, to divide advantages by (OpenRLHF `group_norm`).
 
-    Arguments, unit values and errors as in `baseline`. Returns (B,); 1 for rows that are masked and for groups with
-    one unit or with equal units, whose advantages are 0 under `group_mean` and would be rounding noise over 1e-9.
+        sqrt( sum over the n units of mean over the unit's rows of (G - mean of the units)^2 / (n - 1) )
+
+    Each unit weighs the same; rows count with their own deviations, as in the advantages of `group_mean`: units whose
+    means happen to agree do not make it small. Arguments and errors as in `baseline`. Returns (B,); 1 for rows that
+    are masked, for groups with one unit and for groups of equal returns, whose advantages are 0 under `group_mean` and
+    would be rounding noise over 1e-9.
     """
     (returns,) = _vectors(mask=mask, returns=returns)
     units = _Units(returns, group, unit, mask)
     mean = units.sum_of_group / units.num_in_group.clamp(min=1)
-    deviation = torch.where(units.present, units.value - mean[units.group_of_unit], 0)
-    squares = _sums(deviation.square(), units.group_of_unit, len(mean))
-    std = (squares / (units.num_in_group - 1).clamp(min=1)).sqrt()
-    flat = std <= 1e-12 * (1 + mean.abs())
+    squares = torch.where(units.mask, units.returns - mean[units.group], 0).square() / units.num_rows[units.unit]
+    std = (_sums(squares, units.group, len(mean)) / (units.num_in_group - 1).clamp(min=1)).sqrt()
+    flat = (std <= 1e-12 * (1 + mean.abs())) | (units.num_in_group < 2)
     return torch.where(units.mask & ~flat[units.group], std[units.group] + 1e-9, 1).to(returns.dtype)
 
 

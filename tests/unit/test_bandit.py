@@ -34,18 +34,28 @@ def draws(num_attempts, num_revisions):
     return table[index][..., 0], table[index][..., 1:], p[index].prod(dim=1)
 
 
-def moments(kind, num_attempts, num_revisions, *, R=None, leave_out="attempt", stage=2):
+def moments(kind, num_attempts, num_revisions, *, R=None, leave_out="attempt", stage=2, one_batch_each=False):
     """Mean (2,), (2, 2) of the batch gradient of each turn, and the two total variances. One `baseline` call does it:
-    each batch that can be drawn is a problem of its own."""
+    each batch that can be drawn is a problem of its own (`one_batch_each`: a call for each)."""
     y1, y2, p = draws(num_attempts, num_revisions)
     y1 = y1[..., None].expand_as(y2)
     r1, r2 = GRADE1[y1], GRADE2[y1, y2]
     R1, R2 = R(r1, r2) if R else o.turn_rewards(r1.flatten(), r2.flatten(), stage=stage, alpha=ALPHA)
     G1, G2 = o.turn_returns(R1.flatten(), R2.flatten(), gamma_turn=0.0)
     problem = torch.arange(len(p)).repeat_interleave(num_attempts * num_revisions)
-    attempt = torch.arange(num_attempts).repeat_interleave(num_revisions).repeat(len(p))
-    unit = attempt if leave_out == "attempt" else None
-    A1, A2 = ((G - o.baseline(G, problem, kind=kind, unit=unit)).view_as(y2) for G in (G1, G2))
+    attempt = torch.arange(num_attempts).repeat_interleave(num_revisions)
+    unit = attempt.repeat(len(p)) if leave_out == "attempt" else None
+
+    def baselines(G):
+        if kind == "mean over rows":
+            return G.view(len(p), -1).mean(1).repeat_interleave(num_attempts * num_revisions)
+        if one_batch_each:
+            # two problems in turn, so that a mean over a problem would show
+            names = attempt % 2
+            return torch.cat([o.baseline(g, names, kind=kind, unit=attempt) for g in G.view(len(p), -1)])
+        return o.baseline(G, problem, kind=kind, unit=unit)
+
+    A1, A2 = ((G - baselines(G)).view_as(y2) for G in (G1, G2))
 
     grad1 = (A1[..., None] * scores(LOGITS1)[y1]).mean(dim=(1, 2))
     in_state = torch.nn.functional.one_hot(y1, 2).double()
@@ -89,13 +99,22 @@ def test_none_and_leave_one_out_are_unbiased(kind, num_attempts, num_revisions, 
 
 
 @pytest.mark.parametrize("num_attempts, num_revisions", SIZES)
-def test_group_mean_is_a_part_of_the_gradient(num_attempts, num_revisions):
-    (mean1, mean2), _ = moments("group_mean", num_attempts, num_revisions)
-    expected1, expected2 = truth()
-    close(mean1, expected1 * (num_attempts - 1) / num_attempts)
-    # A revision's siblings are independent of it given the attempt, so of its baseline only its own 1 / (N K) biases.
+@pytest.mark.parametrize("kind", ["group_mean", "batch_mean"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_mean_with_the_attempt_in_it_is_the_same_part_of_both_turns(kind, num_attempts, num_revisions, stage):
+    """(n - 1) / n for n attempts, whatever K is: the turns keep their weights against each other."""
+    means, _ = moments(kind, num_attempts, num_revisions, stage=stage, one_batch_each=kind == "batch_mean")
+    for mean, expected in zip(means, truth(stage), strict=True):
+        close(mean, expected * (num_attempts - 1) / num_attempts)
+
+
+@pytest.mark.parametrize("num_attempts, num_revisions", [(2, 4), (3, 2)])
+def test_a_mean_over_rows_would_weigh_the_turns_differently(num_attempts, num_revisions):
+    """Of turn 1's baseline the attempt's own rows bias K / (N K), of turn 2's only the row itself, 1 / (N K)."""
     num_rows = num_attempts * num_revisions
-    close(mean2, expected2 * (num_rows - 1) / num_rows)
+    (mean1, mean2), _ = moments("mean over rows", num_attempts, num_revisions)
+    close(mean1, truth()[0] * (num_rows - num_revisions) / num_rows)
+    close(mean2, truth()[1] * (num_rows - 1) / num_rows)
 
 
 @pytest.mark.parametrize("num_attempts, num_revisions, part", [(2, 4, 4 / 7), (3, 2, 4 / 5), (4, 1, 1)])
@@ -115,7 +134,9 @@ def test_variances(capsys):
                 _, variance[kind] = moments(kind, num_attempts, num_revisions)
                 turn1, turn2 = variance[kind]
                 print(f"  {kind:30}{num_attempts:4}{num_revisions:3}{turn1:10.4f}{turn2:10.4f}")
-            assert variance["group_mean"][0] < variance["leave_one_out"][0]  # smaller because it is shorter
+            # smaller because it is shorter: row by row (n - 1) / n of the other
+            shorter = ((num_attempts - 1) / num_attempts) ** 2
+            assert variance["group_mean"] == pytest.approx([shorter * value for value in variance["leave_one_out"]])
     turn2 = [moments("leave_one_out", 2, num_revisions)[1][1] for num_revisions in (1, 2, 4)]
     assert turn2 == sorted(turn2, reverse=True)  # more revisions of an attempt: less noise in turn 2
 

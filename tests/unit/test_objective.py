@@ -81,10 +81,12 @@ MASK = torch.tensor([True] * 7 + [False])
     "kind, expected",
     [
         ("none", (0, 0, 0, 0, 0, 0, 0, 0)),
-        # (3 + 6 + 10 + 1 + 8) / 5 = 5.6
-        ("batch_mean", (5.6, 5.6, 5.6, 5.6, 5.6, 5.6, 5.6, 0)),
-        # problem 7: (3 + 6) / 2 = 4.5; problem -3: (10 + 1) / 2 = 5.5; problem 99: 8
-        ("group_mean", (4.5, 5.5, 4.5, 4.5, 5.5, 4.5, 8, 0)),
+        # a row in place of its own attempt's mean; rows of 40: (2 + 6 + 10 + 1 + 8) / 5 = 5.4 and
+        # (4 + 6 + 10 + 1 + 8) / 5 = 5.8; attempts whose rows are equal: (3 + 6 + 10 + 1 + 8) / 5 = 5.6
+        ("batch_mean", (5.4, 5.6, 5.6, 5.8, 5.6, 5.6, 5.6, 0)),
+        # problem 7: rows of 40 (2 + 6) / 2 = 4 and (4 + 6) / 2 = 5, rows of 41 (6 + 3) / 2 = 4.5;
+        # problem -3: (10 + 1) / 2 = 5.5; problem 99: 8
+        ("group_mean", (4, 5.5, 4.5, 5, 5.5, 4.5, 8, 0)),
         # the other attempt: 6 for rows of 40, 3 for rows of 41, 1 and 10; problem 99 has one attempt, so the other
         # attempts of the batch: (3 + 6 + 10 + 1) / 4 = 5
         ("leave_one_out", (6, 1, 3, 6, 10, 3, 5, 0)),
@@ -103,6 +105,12 @@ def test_without_units_each_row_is_its_own():
 
 def test_a_single_attempt_in_the_whole_batch_has_baseline_zero():
     close(o.baseline(t(3, 5), ids(1, 1), kind="leave_one_out", unit=ids(8, 8)), t(0, 0))
+
+
+def test_a_single_attempt_has_no_advantage_under_its_own_mean():
+    # (1 - 1) / 1 of what leave-one-out would give: its revisions are not compared with one another either
+    for kind in ("group_mean", "batch_mean"):
+        close(o.baseline(t(3, 5), ids(1, 1), kind=kind, unit=ids(8, 8)), t(3, 5))
 
 
 def test_baseline_of_an_empty_or_fully_masked_batch():
@@ -146,11 +154,18 @@ def test_guidance_whose_siblings_failed_is_alone_in_its_state():
     close(o.guidance_baseline(rewards, state, r1, kind="leave_one_out", mask=mask), t(1 / 2, 0, 1, 0))
 
 
-def test_group_std_is_the_sample_deviation_of_the_attempts():
-    # problem 7: attempts 3 and 6, deviation sqrt((1.5^2 + 1.5^2) / 1) = sqrt(4.5); problem -3: 10 and 1, sqrt(40.5);
-    # one attempt, or a failed row: 1
-    a, b = math.sqrt(4.5) + 1e-9, math.sqrt(40.5) + 1e-9
+def test_group_std_is_the_sample_deviation_over_attempts():
+    # problem 7, mean (3 + 6) / 2 = 4.5: attempt 40 (2.5^2 + 0.5^2) / 2 = 3.25, attempt 41 1.5^2 = 2.25, so
+    # sqrt(5.5 / 1); problem -3: 10 and 1, sqrt((4.5^2 + 4.5^2) / 1) = sqrt(40.5); one attempt, or a failed row: 1
+    a, b = math.sqrt(5.5) + 1e-9, math.sqrt(40.5) + 1e-9
     close(o.group_std(RETURNS, GROUP, unit=UNIT, mask=MASK), t(a, b, a, a, b, a, 1, 1))
+
+
+def test_attempts_of_one_mean_have_the_deviation_of_their_revisions():
+    # Both attempts have the mean 1/2, and each row is off by 1/2: (1/4 + 1/4) / 1. The deviation of the means would be
+    # 0, and next to 0 if one revision's grade were a little lower: advantages of 1/4 over nothing.
+    returns, unit = t(0, 1, 1, 0), ids(0, 0, 1, 1)
+    close(o.group_std(returns, ids(5, 5, 5, 5), unit=unit), t(*[math.sqrt(1 / 2) + 1e-9] * 4))
 
 
 def test_equal_attempts_are_not_divided_by_rounding_noise():

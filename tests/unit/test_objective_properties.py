@@ -99,6 +99,20 @@ def test_a_constant_added_to_a_group_changes_no_advantage(batch, kind, constants
 
 
 @fast
+@given(batches)
+def test_a_mean_is_a_part_of_leave_one_out_row_by_row(batch):
+    group, unit, _, r2, mask = columns(batch)
+    # what an attempt is in a batch taken as one problem: its own group and unit
+    _, attempt = torch.unique(torch.stack([group, unit]), dim=1, return_inverse=True)
+    for kind, problem in (("group_mean", group), ("batch_mean", torch.zeros_like(group))):
+        num = [len(set(attempt[(problem == p) & mask].tolist())) for p in problem.tolist()]
+        part = torch.tensor([(n - 1) / n if n else 0.0 for n in num], dtype=torch.float64)
+        with_mean = r2 - o.baseline(r2, group, kind=kind, unit=unit, mask=mask)
+        without_own = r2 - o.baseline(r2, problem, kind="leave_one_out", unit=attempt, mask=mask)
+        close(with_mean[mask], (part * without_own)[mask])
+
+
+@fast
 @given(batches, kinds, st.integers(0, 2**31))
 def test_without_alpha_stage_2_is_two_single_turn_problems(batch, kind, seed):
     group, unit, r1, r2, mask = columns(batch)
@@ -151,6 +165,8 @@ def test_repeating_every_row_of_an_attempt_changes_nothing(batch, kind, num_copi
     copied = (part.repeat_interleave(num_copies) for part in (r2, group, unit, mask))
     returns, group, unit, mask = copied
     close(o.baseline(returns, group, kind=kind, unit=unit, mask=mask), once.repeat_interleave(num_copies))
+    deviations = o.group_std(r2, *columns(batch)[:1], unit=columns(batch)[1], mask=columns(batch)[4])
+    close(o.group_std(returns, group, unit=unit, mask=mask), deviations.repeat_interleave(num_copies))
 
 
 @fast
