@@ -1,4 +1,4 @@
-"""`score-openrlhf solve "PROBLEM"`: attempt, hint and revision on the terminal, each as soon as it is there."""
+"""`score-openrlhf solve "PROBLEM"`: attempt, hint and revision on the terminal, token by token as they are sampled."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from score_openrlhf.evaluation.walk import Walker
     from score_openrlhf.rollout.executor import SamplingPlan
+    from score_openrlhf.rollout.trajectory import Sample, Trajectory
     from score_openrlhf.tasks.base import Grade, Problem
 
 PHASES = {"attempt": ("attempt", "cyan"), "guide": ("hint", "magenta"), "revise": ("revision", "blue")}
@@ -145,35 +146,82 @@ def _solve_all(
     return failed
 
 
-async def _solve(walker: Walker, problem: Problem, number: int, plan: SamplingPlan, console: Console):
-    """One problem, each phase shown when it ends; returns its trajectory."""
+async def _solve(walker: Walker, problem: Problem, number: int, plan: SamplingPlan, console: Console) -> Trajectory:
+    """One problem, shown while it is solved; returns its trajectory."""
     from rich.markup import escape
-    from rich.rule import Rule
 
+    from score_openrlhf.evaluation.streaming import solve
     from score_openrlhf.rollout.trajectory import Trajectory
 
     trajectory = Trajectory(problem, number, 0, 0)
-    console.print(Rule("problem", style="dim", align="left"))
-    console.print(escape(_printable(problem.text)), highlight=False)
-    async for phase, sample, grade in walker.phases(trajectory, plan):
-        title, style = PHASES[phase]
-        verdict = _verdict(grade, problem)
-        cut = " [yellow](cut at its budget)[/yellow]" if sample.truncated else ""
-        console.print(Rule(f"{title}{verdict}{cut}", style=style, align="left"))
-        console.print(f"[{style}]{escape(_printable(sample.text)) or '(nothing)'}[/{style}]", highlight=False)
-        if phase == "guide" and trajectory.leak:
-            console.print("[yellow]the hint states the answer[/yellow]")
+    screen = Screen(console, graded=bool(problem.answer))
+    screen.title("problem", "dim")
+    screen.text(problem.text)
+    screen.finish()
+    await solve(walker, trajectory, plan, screen)
     if trajectory.failure:
+        screen.finish()
         console.print(f"[red]failed:[/red] {escape(trajectory.failure)} (data.max_len is {plan.max_len})")
     return trajectory
 
 
-def _verdict(grade: Grade | None, problem: Problem) -> str:
-    if grade is None or not problem.answer:
-        return ""
-    return f": {MARKS.get(grade.status, f'[yellow]{grade.status}[/yellow]')}"
+class Screen:
+    """The texts of one problem on a console: as they come on a terminal, whole elsewhere.
+
+    Blank space around a text is left out, so what may turn out to be its end is held back.
+    """
+
+    def __init__(self, console: Console, *, graded: bool):
+        self.console = console
+        self.graded = graded
+        self.style = ""
+        self.held = ""  # not shown yet
+        self.shown = False  # something of this text
+
+    def title(self, text: str, style: str) -> None:
+        from rich.rule import Rule
+
+        self.style = style
+        self.console.print(Rule(text, style=style, align="left"))
+
+    def begin(self, phase: str) -> None:
+        self.title(*PHASES[phase])
+
+    def text(self, piece: str) -> None:
+        """More of the current text."""
+        self.held += printable(piece)
+        if self.console.is_terminal:
+            self._show()
+
+    def finish(self) -> None:
+        """The current text is at its end, if there is one."""
+        self._show()
+        if self.shown:
+            self.console.line()
+        self.held, self.shown = "", False
+
+    def end(self, phase: str, sample: Sample, grade: Grade | None, *, leak: bool) -> None:
+        nothing = not self.shown and not self.held.strip()
+        self.finish()
+        words = ["[dim](nothing)[/dim]"] if nothing else []
+        if grade is not None and self.graded:
+            words.append(MARKS.get(grade.status, f"[yellow]{grade.status}[/yellow]"))
+        if sample.truncated:
+            words.append("[yellow]cut at its budget[/yellow]")
+        if leak:
+            words.append("[yellow]states the answer[/yellow]")
+        if words:
+            self.console.print(f"{PHASES[phase][0]}: {', '.join(words)}", soft_wrap=True)
+
+    def _show(self) -> None:
+        text = self.held if self.shown else self.held.lstrip()
+        ready = text.rstrip()
+        self.held = text[len(ready) :]
+        if ready:
+            self.console.out(ready, style=self.style, highlight=False, end="")
+            self.shown = True
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text without what a terminal would obey: a model may say an escape sequence."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text).strip()
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -7,12 +7,12 @@ evaluation within training does. The driver holds the executor because a control
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from score_openrlhf.evaluation.conditions import masked
-from score_openrlhf.rollout.executor import GuidedRevisionExecutor, SampleRequest, SamplingPlan
+from score_openrlhf.rollout.executor import GuidedRevisionExecutor, RemoteEngine, SamplingPlan
 from score_openrlhf.rollout.prompts import GuidancePrompts, SolverPrompts
 from score_openrlhf.rollout.trajectory import Sample, Trajectory
 from score_openrlhf.tasks.base import Grade, Problem, Task, Templates
@@ -20,16 +20,6 @@ from score_openrlhf.tasks.pool import GradingPool
 
 IN_FLIGHT_PER_ENGINE = 512  # trajectories; more would only queue inside the engine
 Advance = Callable[[], None]  # called once for each trajectory that is done
-
-
-class RemoteEngine:
-    """An engine's Ray handle as the executor wants it: `await engine.sample(request)`."""
-
-    def __init__(self, handle: Any):
-        self.handle = handle
-
-    async def sample(self, request: SampleRequest) -> Sample:
-        return await self.handle.sample.remote(request)
 
 
 class OptionalGrader:
@@ -128,30 +118,6 @@ class Walker:
         places = [(group, index) for group in range(len(problems)) for index in range(plan.num_attempts)]
         return await self._gather(answer, places, advance)
 
-    async def phases(
-        self, trajectory: Trajectory, plan: SamplingPlan
-    ) -> AsyncIterator[tuple[str, Sample, Grade | None]]:
-        """`(phase, text, grade)` of attempt, guidance and revision, each as soon as it is there.
-
-        Ends early where a phase fails; the trajectory then says why.
-        """
-        executor, engine = self.executor, self.engine(trajectory.group)
-        for phase, work in (
-            ("attempt", lambda: executor.attempt(engine, trajectory, plan)),
-            ("guide", lambda: executor.guide(trajectory, plan)),
-            ("revise", lambda: executor.revise(engine, trajectory, plan)),
-        ):
-            await executor.step(phase, trajectory, work())
-            if not trajectory.usable_so_far:
-                return
-            sample, grade = {
-                "attempt": (trajectory.attempt, trajectory.grade_t1),
-                "guide": (trajectory.guidance, None),
-                "revise": (trajectory.revision, trajectory.grade_t2),
-            }[phase]
-            if sample is not None:  # there is no guidance model
-                yield phase, sample, grade
-
     async def masked_texts(self, own: Sequence[Trajectory], positions: Sequence[int]) -> dict[int, str | None]:
         """Position -> the own guidance without what states the answer; what cannot be decided in time is masked."""
 
@@ -198,11 +164,12 @@ def make_walker(
         executor = ControlledExecutor(task, grader, prompts)
         return Walker(task, pool, executor, [RemoteEngine(h) for h in handles], None, [])
     tutor_tokenizer, tutor_handles = guidance
+    tutor = [RemoteEngine(h) for h in tutor_handles]
     return Walker(
         task,
         pool,
-        ControlledExecutor(task, grader, prompts, GuidancePrompts(tutor_tokenizer, templates), tutor_handles),
+        ControlledExecutor(task, grader, prompts, GuidancePrompts(tutor_tokenizer, templates), tutor),
         [RemoteEngine(h) for h in handles],
         ControlledExecutor(task, grader, SolverPrompts(tutor_tokenizer, templates)),
-        [RemoteEngine(h) for h in tutor_handles],
+        tutor,
     )

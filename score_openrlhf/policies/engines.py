@@ -7,6 +7,7 @@ which fixes bf16, trust_remote_code and the worker extension.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
@@ -15,11 +16,13 @@ from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 from openrlhf.utils.utils import get_tokenizer
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from vllm import SamplingParams
+from vllm import RequestOutput, SamplingParams
+from vllm.inputs import TokensPrompt
+from vllm.utils import random_uuid
 
 from score_openrlhf import platform
 from score_openrlhf.config.schema import Config
-from score_openrlhf.rollout.executor import GuidedRevisionExecutor, SampleRequest, SamplingPlan
+from score_openrlhf.rollout.executor import GuidedRevisionExecutor, RemoteEngine, SampleRequest, SamplingPlan
 from score_openrlhf.rollout.prompts import GuidancePrompts, SolverPrompts
 from score_openrlhf.rollout.trajectory import Sample, Trajectory
 from score_openrlhf.tasks import make_task
@@ -38,16 +41,19 @@ class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-d
 
     async def sample(self, request: SampleRequest) -> Sample:
         """One continuation of `request.prompt_ids`; raises ValueError if the engine refuses the prompt."""
-        # No minimum length, top_p, top_k or penalty: the log-probs are those of the policy itself.
-        params = SamplingParams(
-            temperature=request.temperature,
-            max_tokens=request.max_tokens,
-            seed=request.seed,
-            logprobs=0,  # of the sampled token alone
-            stop_token_ids=list(request.stop_token_ids),
-            detokenize=False,
-        )
-        output = (await self.generate(request.prompt_ids, params)).outputs[0]
+        return self._sample_of(request, await self.generate(request.prompt_ids, _sampling_params(request)))
+
+    async def stream(self, request: SampleRequest) -> AsyncIterator[list[int] | Sample]:
+        """The Sample of `sample`, after the lists of its token ids as the engine comes by them."""
+        prompt, num_sent = TokensPrompt(prompt_token_ids=request.prompt_ids), 0
+        async for output in self.llm.generate(prompt, _sampling_params(request), request_id=random_uuid()):
+            token_ids = output.outputs[0].token_ids
+            yield list(token_ids[num_sent:])
+            num_sent = len(token_ids)
+        yield self._sample_of(request, output)
+
+    def _sample_of(self, request: SampleRequest, finished: RequestOutput) -> Sample:
+        output = finished.outputs[0]
         token_ids = list(output.token_ids)
         log_probs = [position[token].logprob for position, token in zip(output.logprobs, token_ids, strict=True)]
         return Sample(
@@ -79,7 +85,11 @@ class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-d
             tokenizer = get_tokenizer(guidance_path, None, "left", use_fast=True)
             guidance_prompts = GuidancePrompts(tokenizer, templates)
         self.executor = GuidedRevisionExecutor(
-            task, grader, SolverPrompts(self.tokenizer, templates), guidance_prompts, guidance_engines
+            task,
+            grader,
+            SolverPrompts(self.tokenizer, templates),
+            guidance_prompts,
+            [RemoteEngine(handle) for handle in guidance_engines],
         )
 
     async def run_problem(self, problem: Problem, group: int, plan: SamplingPlan) -> list[Trajectory]:
@@ -93,6 +103,18 @@ class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-d
     async def run_phase(self, phase: str, trajectories: list[Trajectory], plan: SamplingPlan) -> list[Trajectory]:
         """One phase of many trajectories; the other phases' engines may be asleep meanwhile."""
         return await self.executor.run_phase(phase, self, trajectories, plan)
+
+
+def _sampling_params(request: SampleRequest) -> SamplingParams:
+    # No minimum length, top_p, top_k or penalty: the log-probs are those of the policy itself.
+    return SamplingParams(
+        temperature=request.temperature,
+        max_tokens=request.max_tokens,
+        seed=request.seed,
+        logprobs=0,  # of the sampled token alone
+        stop_token_ids=list(request.stop_token_ids),
+        detokenize=False,
+    )
 
 
 RolloutActor = ray.remote(_RolloutActor)

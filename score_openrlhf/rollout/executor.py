@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +56,16 @@ class SampleRequest:
     version: int
 
 
+class RemoteEngine:
+    """An engine's Ray handle as the executor wants it: `await engine.sample(request)`."""
+
+    def __init__(self, handle: Any):
+        self.handle = handle
+
+    async def sample(self, request: SampleRequest) -> Sample:
+        return await self.handle.sample.remote(request)
+
+
 class PromptTooLong(ValueError):
     """No room is left for a single new token."""
 
@@ -77,7 +88,7 @@ class GuidedRevisionExecutor(AgentExecutorBase):
         grader: GradingPool,
         solver_prompts: SolverPrompts,
         guidance_prompts: GuidancePrompts | None = None,
-        guidance_engines: list[Any] | None = None,
+        guidance_engines: Sequence[Any] | None = None,
     ):
         """Without guidance prompts and engines the turn-2 instruction is the fixed text (method score)."""
         self.task = task
@@ -106,7 +117,7 @@ class GuidedRevisionExecutor(AgentExecutorBase):
         request = self._request(plan, "guidance", trajectory, trajectory.guidance_prompt_ids, plan.guidance_max_tokens)
         # The K guidances of one attempt go to one engine, whose prefix cache then holds their prompt.
         engine = self.guidance_engines[request_seed(*trajectory.state) % len(self.guidance_engines)]
-        trajectory.guidance = await engine.sample.remote(request)
+        trajectory.guidance = await engine.sample(request)
         guidance = trajectory.guidance.text
         leak, status = await self.grader.astates_answer(guidance, problem.text, attempt, problem.answer)
         if status != "ok":
