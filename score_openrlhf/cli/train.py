@@ -11,6 +11,7 @@ from score_openrlhf import platform
 from score_openrlhf.cli import plan
 from score_openrlhf.config.compose import Resolved, load_config
 from score_openrlhf.config.validate import validate, warnings
+from score_openrlhf.trainer.stop import EXIT_STATUS, Stopped, stop_request
 
 
 def add_parser(subparsers) -> None:
@@ -31,6 +32,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return plan.run(args)
+    stop_request.listen()
     try:
         resolved = load_config(args.config, args.overrides)
         prepare_task(resolved)
@@ -60,6 +62,7 @@ def train_and_show(resolved: Resolved, *, as_json: bool) -> int:
     from score_openrlhf.trainer.checkpoint import CheckpointError
     from score_openrlhf.trainer.run import prepare, train
     from score_openrlhf.trainer.score import NoUpdate
+    from score_openrlhf.trainer.session import ClusterError
 
     console = Console(stderr=as_json)
     for line in warnings(resolved.cfg):
@@ -70,7 +73,10 @@ def train_and_show(resolved: Resolved, *, as_json: bool) -> int:
         return complain(error)
     try:
         summary = train(prepared, console)
-    except (TooManyFailures, NoUpdate, CheckpointError) as error:  # each names its cause and what to do
+    except Stopped as stopped:
+        console.print(str(stopped), highlight=False)
+        return EXIT_STATUS
+    except (TooManyFailures, NoUpdate, CheckpointError, ClusterError) as error:  # each names its cause and what to do
         return complain(error, status=1)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the newest checkpoint", file=sys.stderr)

@@ -19,6 +19,7 @@ from score_openrlhf.platform.settings import (
     engine_kwargs,
     environment,
     ray_init_kwargs,
+    ray_start_words,
     set_environment_defaults,
     sync_backend,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "environment",
     "is_cpu",
     "ray_init_kwargs",
+    "ray_start_words",
     "start_fork_server",
     "sync_backend",
 ]

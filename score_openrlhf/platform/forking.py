@@ -19,25 +19,32 @@ CLIENT = Path(__file__).with_name("fork_client.py")
 
 _lock = threading.Lock()
 _folder: str | None = None
+_on_cluster = False
 
 
-def start() -> None:
+def start(cluster_folder: str | None = None) -> None:
     """Start the server, once; it imports in the background. Does nothing where an accelerator is.
 
-    Call it from the main thread: the kernel ends the server, and all its forks, with the thread that started it.
+    Nodes of a cluster give the same `cluster_folder`: Ray starts workers by one path on all of them, and each node has
+    a server of its own behind it. Call it from the main thread: the kernel ends the server, and all its forks, with
+    the thread that started it.
     """
-    global _folder
+    global _folder, _on_cluster
     if not is_cpu() or os.environ.get(SWITCH) == "0":
         return
     with _lock:
         if _folder is not None:
             return
-        _folder = tempfile.mkdtemp(prefix="score-openrlhf-")
+        _folder, _on_cluster = cluster_folder or tempfile.mkdtemp(prefix="score-openrlhf-"), cluster_folder is not None
+        Path(_folder).mkdir(mode=0o700, exist_ok=True)
         executable = Path(_folder, "python")
-        executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{CLIENT}" "{_folder}/socket" "$@"\n')
-        executable.chmod(0o755)
+        # the host's name is part of the path: nodes may share the folder, and a socket is of one node
+        written = Path(_folder, f"python.{os.uname().nodename}")
+        written.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{CLIENT}" "{_folder}/$(uname -n)" "$@"\n')
+        written.chmod(0o755)
+        written.rename(executable)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(f"{_folder}/socket")
+            listener.bind(f"{_folder}/{os.uname().nodename}")
             listener.listen(128)  # calls wait here until the imports are done
             fd = listener.fileno()
             child = subprocess.Popen(
@@ -51,9 +58,9 @@ def start() -> None:
         atexit.register(_end, child, _folder)
 
 
-def python() -> str | None:
-    """The executable that stands in for the interpreter; None where no server was started."""
-    return f"{_folder}/python" if _folder else None
+def python(*, cluster: bool = False) -> str | None:
+    """The executable that stands in for the interpreter; None where no server was started, or not on all nodes."""
+    return f"{_folder}/python" if _folder and (_on_cluster or not cluster) else None
 
 
 def _end(child: subprocess.Popen, folder: str) -> None:

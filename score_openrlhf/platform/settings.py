@@ -76,16 +76,32 @@ def ray_init_kwargs(num_gpus: int, num_cpus: int | None = None, *, address: str 
     if not is_cpu():
         return kwargs if num_cpus is None or address is not None else {**kwargs, "num_cpus": num_cpus}
     _require_vllm_plugin()
-    if address is None and (python := forking.python()):
+    if python := forking.python(cluster=address is not None):
         kwargs["runtime_env"]["py_executable"] = python
     if address is None:
         kwargs |= {
             "num_gpus": num_gpus,
-            "num_cpus": num_cpus if num_cpus is not None else max(16, num_gpus + 8),
+            "num_cpus": num_cpus if num_cpus is not None else _enough_cpus(num_gpus),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     return kwargs
+
+
+def ray_start_words(num_gpus: int) -> list[str]:
+    """Words for `ray start` on a node of a cluster: on CPU machines its logical GPUs and CPUs."""
+    if not is_cpu():
+        return []
+    _require_vllm_plugin()
+    return [
+        f"--num-gpus={num_gpus}",
+        f"--num-cpus={_enough_cpus(num_gpus)}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+    ]
+
+
+def _enough_cpus(num_gpus: int) -> int:
+    return max(16, num_gpus + 8)
 
 
 def _require_vllm_plugin() -> None:

@@ -20,7 +20,7 @@ class Progress:
         self.started = time.perf_counter()
         self.live = self.console.is_terminal
         self.bars: Bars | None = None
-        self.status = ""
+        self.current = "start"  # what is going on
         if self.live:
             self.bars = Bars(
                 TextColumn("{task.description}"),
@@ -37,10 +37,15 @@ class Progress:
 
     def phase(self, name: str, step: int, total: int | None = None) -> None:
         """Say what is being done now; `total` announces a long phase."""
+        self.current = f"{name} of step {step + 1}"
         if self.bars:
             self.bars.update(self.task, description=f"step {step + 1}: {name}")
         elif total:
             self.console.print(f"{name}: {total} trajectories", highlight=False)
+
+    def where(self) -> str:
+        """What is going on, for the message of a failure: `revise of step 3`."""
+        return self.current
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """A step is done: one line with the numbers people watch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,13 @@ def train(prepared: Prepared, console: Console) -> dict[str, Any]:
     if saved:
         console.print(f"going on from {saved.path} (step {saved.step} of {num_steps(cfg)})", highlight=False)
 
-    with ray_session(cfg, place(cfg).num_gpus, output_dir, console), MemoryWatch() as memory:
+    progress = Progress(num_steps(cfg), saved.step if saved else 0, console)
+    session = ray_session(cfg, place(cfg).num_gpus, output_dir, console, where=progress.where)
+    with closing(progress), session, MemoryWatch() as memory:
         console.print("starting engines, policies and references", highlight=False)
         start = time.perf_counter()
         roles = build(cfg, prepared.templates, resume_from=str(saved.path) if saved else None)
         startup = time.perf_counter() - start
-        progress = Progress(num_steps(cfg), saved.step if saved else 0, console)
         trainer_class = RLGuidedSCoReTrainer if roles.guidance else SCoReTrainer
         trainer = trainer_class(
             cfg,
@@ -111,7 +113,6 @@ def train(prepared: Prepared, console: Console) -> dict[str, Any]:
                 trainer.note_best(after)
             paths = _export(trainer, output_dir)
         finally:
-            progress.close()
             run_log.close()
         memory.sample()
     summary = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,28 +15,97 @@ from rich.console import Console
 
 from score_openrlhf import platform
 from score_openrlhf.config.schema import Config
+from score_openrlhf.trainer.stop import Stopped
+
+NODES_TIMEOUT_SECONDS = 600.0
+VERDICT_SECONDS = 60.0
+
+
+class ClusterError(RuntimeError):
+    """The Ray cluster is not, or no longer, what the run needs; says which hosts and what to do."""
 
 
 @contextmanager
-def ray_session(cfg: Config, num_gpus: int, output_dir: Path, console: Console) -> Iterator[None]:
+def ray_session(
+    cfg: Config,
+    num_gpus: int,
+    output_dir: Path,
+    console: Console,
+    where: Callable[[], str] = lambda: "sampling",
+) -> Iterator[None]:
     """Start or join Ray for the block; on a failure keep the processes' logs in output_dir/logs and say so.
 
-    The roles' own output goes to their log files, not between the lines of the driver.
+    The roles' own output goes to their log files, not between the lines of the driver. A failure that comes of a host
+    that was lost is raised as ClusterError, which names the host and `where()` the run was.
     """
     _quiet()
     kwargs = platform.ray_init_kwargs(num_gpus=num_gpus, num_cpus=cfg.ray.num_cpus, address=cfg.ray.address)
     ray.init(**kwargs, log_to_driver=False, logging_level=logging.ERROR)
     logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
     previous = signal.signal(signal.SIGTERM, _leave)
+    nodes: dict[str, dict] = {}
     try:
+        if cfg.ray.num_nodes is not None:
+            wait_for_nodes(cfg.ray.num_nodes, console)
+        nodes = _alive()
         yield
-    except Exception:
+    except Stopped:
+        raise
+    except Exception as error:
         kept = keep_logs(logs, output_dir / "logs")
         console.print(f"[red]the run failed[/red]; the logs of its processes are kept in {kept}", soft_wrap=True)
+        if lost := lost_hosts(nodes, error):
+            raise ClusterError(
+                f"host {lost} was lost during {where()} ({type(error).__name__}). The same command goes on from the "
+                "newest checkpoint, on as many nodes as the configuration asks for"
+            ) from error
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
         ray.shutdown()
+
+
+def wait_for_nodes(num_nodes: int, console: Console, timeout_seconds: float = NODES_TIMEOUT_SECONDS) -> None:
+    """Return when the cluster has `num_nodes` nodes; raises ClusterError that names those that are there if it has not
+    in time."""
+    deadline = time.monotonic() + timeout_seconds
+    said = -1
+    while len(alive := _alive()) < num_nodes:
+        if len(alive) != said:
+            console.print(f"waiting for nodes: {len(alive)} of {num_nodes} have joined Ray", highlight=False)
+            said = len(alive)
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{len(alive)} of {num_nodes} nodes joined Ray within {timeout_seconds:.0f} s: "
+                f"{_names(alive.values())}. Look at the "
+                "logs of the others: each must reach the head's address and port; ray.num_nodes is what is waited for"
+            )
+        time.sleep(0.5)
+
+
+def lost_hosts(nodes: dict[str, dict], error: Exception) -> str:
+    """Names and addresses of those of `nodes` that Ray has lost; empty if all are there.
+
+    The roles of a host are missed before the host is: Ray calls a host dead when it has not answered for about half a
+    minute, so after an error of Ray's own its verdict is waited for.
+    """
+    deadline = time.monotonic() + (VERDICT_SECONDS if isinstance(error, ray.exceptions.RayError) else 0.0)
+    while len(nodes) > 1:
+        alive = _alive()
+        if lost := [node for key, node in nodes.items() if key not in alive]:
+            return _names(lost)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1.0)
+    return ""
+
+
+def _alive() -> dict[str, dict]:
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+
+def _names(nodes: Iterable[dict]) -> str:
+    return ", ".join(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in nodes)
 
 
 def keep_logs(session_logs: Path, target: Path) -> Path:

@@ -1,0 +1,150 @@
+"""This node's part of a Ray cluster in, `ray start` for the length of a block out.
+
+    with head(ip, num_gpus) as node:                     # the first node
+        with member(node.address, ip, num_gpus) as own:  # every other one
+            ...
+
+`ray start --block` ends everything it started when it is told to end. It is told so when the block ends, and by the
+kernel when this process dies without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import getpass
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from score_openrlhf import platform
+
+START_SECONDS = 180.0  # a cold file system can take a minute for Ray's imports
+END_SECONDS = 20.0
+PR_SET_PDEATHSIG = 1
+
+
+class RayNodeError(RuntimeError):
+    """`ray start` did not start, or ended by itself."""
+
+
+@dataclass
+class RayNode:
+    """A running `ray start`."""
+
+    address: str  # of the cluster, IP:PORT
+    process: subprocess.Popen
+    log: Path
+
+    def check(self) -> None:
+        """Raises RayNodeError if Ray has ended on this node, with the end of what it said."""
+        status = self.process.poll()
+        if status is not None:
+            lines = self.log.read_text(errors="replace").strip().splitlines()[-15:]
+            raise RayNodeError(
+                f"Ray on {socket.gethostname()} ended with status {status}; the last it said:\n  " + "\n  ".join(lines)
+            )
+
+
+@contextlib.contextmanager
+def head(ip: str, num_gpus: int) -> Iterator[RayNode]:
+    """A new cluster with this node as its head, on a free port of `ip`; yields when it takes connections.
+
+    `num_gpus` are the logical GPUs of a CPU machine; on GPU machines Ray counts the devices. Raises RayNodeError.
+    """
+    port = free_port()
+    words = ["--head", f"--port={port}", f"--ray-client-server-port={free_port()}", "--include-dashboard=false"]
+    with _ray_start([*words, f"--temp-dir={temp_dir()}"], f"{ip}:{port}", ip, num_gpus) as node:
+        deadline = time.monotonic() + START_SECONDS
+        while not _listens(ip, port):
+            node.check()
+            if time.monotonic() > deadline:
+                raise RayNodeError(f"Ray's head took no connection at {node.address} within {START_SECONDS:.0f} s")
+            time.sleep(0.2)
+        yield node
+
+
+@contextlib.contextmanager
+def member(address: str, ip: str, num_gpus: int) -> Iterator[RayNode]:
+    """This node as a member of the cluster at `address`; arguments and errors as of `head`."""
+    with _ray_start([f"--address={address}"], address, ip, num_gpus) as node:
+        yield node
+
+
+@contextlib.contextmanager
+def _ray_start(words: list[str], address: str, ip: str, num_gpus: int) -> Iterator[RayNode]:
+    parent = os.getpid()
+
+    def end_with_parent() -> None:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    # its port is fixed by default, and two runs on a node would share it
+    command += [f"--node-ip-address={ip}", f"--dashboard-agent-listen-port={free_port()}", *words]
+    with tempfile.TemporaryDirectory(prefix="score-openrlhf-ray-") as folder:
+        log = Path(folder, "ray_start.log")
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command + platform.ray_start_words(num_gpus),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # ctrl-C is for the driver, which ends its roles in order
+                preexec_fn=end_with_parent,
+            )
+        try:
+            yield RayNode(address, process, log)
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+    # what a killed `ray start` leaves is in its session
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def temp_dir() -> str:
+    """Where Ray keeps sessions and sockets: of this user, since another's /tmp/ray cannot be written to.
+
+    Short, because the path of a socket has 107 characters at most.
+    """
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    return f"/tmp/ray-{user}"
+
+
+def own_address(peer: str) -> str:
+    """The address of this node by which it reaches `peer`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((peer, 1))  # sends nothing: the kernel picks the route
+        return sock.getsockname()[0]
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        return sock.getsockname()[1]
+
+
+def _listens(ip: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((ip, port), timeout=1):
+        return True
+    return False
