@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,7 @@ class RunLog:
             self.tensorboard = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step)
         self.wandb = None
         if cfg.logger.wandb_mode != "disabled":
-            import wandb
-
-            self.wandb = wandb.init(
-                project=cfg.project_name, name=cfg.run_name, dir=str(output_dir), mode=cfg.logger.wandb_mode
-            )
+            self.wandb = _wandb_run(cfg, output_dir)
 
     def _drop_steps_from(self, step: int) -> None:
         if self.metrics_path.exists():
@@ -74,7 +72,7 @@ class RunLog:
                 self.tensorboard.add_scalar(key, value, step)
             self.tensorboard.flush()
         if self.wandb:
-            self.wandb.log(scalars, step=step)
+            self.wandb.log({"step": step, **scalars})
 
     def trajectories(self, name: str, trajectories: Sequence[Trajectory]) -> None:
         """Write one line a trajectory to trajectories/<name>.jsonl."""
@@ -87,3 +85,26 @@ class RunLog:
             self.tensorboard.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def _wandb_run(cfg: Config, output_dir: Path) -> Any:
+    """The W&B run of this folder: a resumed run goes on in it."""
+    import wandb
+
+    id_path = output_dir / "wandb" / "run_id"
+    if not id_path.exists():
+        write_atomically(id_path, secrets.token_hex(8))
+    online = cfg.logger.wandb_mode == "online"
+    run = wandb.init(
+        project=cfg.project_name,
+        name=cfg.run_name,
+        dir=str(output_dir),
+        mode=cfg.logger.wandb_mode,
+        id=id_path.read_text().strip(),
+        resume="allow" if online else None,  # offline files of one id become one run when they are synced
+        config=dataclasses.asdict(cfg),
+        settings=wandb.Settings(console="off"),  # it would stand between the progress bar and the terminal
+    )
+    # W&B's own counter cannot go back to the checkpoint that a resumed run starts from
+    run.define_metric("*", step_metric="step")
+    return run

@@ -116,4 +116,4 @@ def guided_run(bench) -> Run:
 
     The guidance model is of another family than the solver, so it has a reference of its own.
     """
-    return bench.train("guided")
+    return bench.train("guided", **{"logger.wandb_mode": "offline"})
