@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from score_openrlhf.ray_cluster import temp_dir
 
 NETWORK = "10.231.77"
 BRIDGE = "score-br0"
@@ -47,23 +49,64 @@ def missing() -> str | None:
 
 @dataclass
 class Host:
-    """One host; it is there until the block of `hosts` ends or `lose` is called."""
+    """One host; it is up from `boot` until the block of `hosts` ends or `lose` is called."""
 
     name: str
     address: str
-    init: subprocess.Popen
-    link: str  # the bridge's end of its cable
+    table: Path  # its /etc/hosts
+    own: Path  # what it does not share
+    init: subprocess.Popen | None = None
     started: list[subprocess.Popen] = field(default_factory=list)
+
+    @property
+    def link(self) -> str:
+        """The bridge's end of its cable."""
+        return f"score-{self.name}"[:15]
+
+    @property
+    def up(self) -> bool:
+        """Whether it has been booted and neither ended nor lost."""
+        return self.init is not None and self.init.poll() is None
 
     @property
     def pid(self) -> int:
         """The first process of the host, as this machine counts processes."""
+        assert self.init is not None
         children = Path(f"/proc/{self.init.pid}/task/{self.init.pid}/children").read_text().split()
         return int(children[0])
 
+    def boot(self) -> None:
+        """Make the namespaces, plug the cable in and name the neighbours; again after `lose`."""
+        unshare = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        self.init = subprocess.Popen(
+            [*unshare, sys.executable, "-I", "-S", "-c", INIT], start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(OSError, IndexError):
+                if os.readlink(f"/proc/{self.pid}/ns/net") != os.readlink("/proc/self/ns/net"):
+                    break
+            if time.monotonic() > deadline or self.init.poll() is not None:
+                raise RuntimeError(f"host {self.name} could not be made: unshare ended with {self.init.poll()}")
+            time.sleep(0.02)
+        _ip("link", "del", self.link, check=False)
+        _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
+        _ip("link", "set", self.link, "master", BRIDGE)
+        _ip("link", "set", self.link, "up")
+        self.run("hostname", self.name)
+        self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
+        self.run("ip", "link", "set", "eth0", "up")
+        self.run("ip", "link", "set", "lo", "up")
+        self.run("mount", "--bind", str(self.table), "/etc/hosts")
+        for place in ("/tmp/ray", temp_dir()):  # sockets of Ray; everything else in /tmp is shared
+            Path(place).mkdir(exist_ok=True)
+            (self.own / Path(place).name).mkdir(parents=True, exist_ok=True)
+            self.run("mount", "--bind", str(self.own / Path(place).name), place)
+
     def words(self, *command: str) -> list[str]:
-        """What to run so that `command` runs on this host."""
-        return ["nsenter", "--target", str(self.pid), "--net", "--uts", "--mount", "--pid", "--", *command]
+        """What to run so that `command` runs on this host, in this process's directory."""
+        namespaces = ["--net", "--uts", "--mount", "--pid", f"--wdns={Path.cwd()}"]
+        return ["nsenter", "--target", str(self.pid), *namespaces, "--", *command]
 
     def start(self, *command: str, **options) -> subprocess.Popen:
         """Start `command` on this host; options as of `subprocess.Popen`."""
@@ -81,7 +124,10 @@ class Host:
     def processes(self) -> list[str]:
         """Command lines of what runs on this host, its first process and zombies left out."""
         found = []
-        namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
+        try:
+            namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
+        except (OSError, IndexError, AssertionError):  # it was lost just now
+            return []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdecimal() or int(entry.name) == self.pid:
                 continue
@@ -100,9 +146,12 @@ class Host:
 
     def end(self) -> None:
         """End the host's first process; the kernel ends all others with it."""
+        if self.init is None:
+            return
         with contextlib.suppress(OSError, IndexError):
             os.kill(self.pid, signal.SIGKILL)
         self.init.wait()
+        self.init = None
         for process in self.started:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
@@ -121,52 +170,13 @@ def hosts(*names: str) -> Iterator[list[Host]]:
         table.write_text("127.0.0.1 localhost\n" + "".join(f"{ip} {name}\n" for name, ip in addresses.items()))
         made = []
         for name, address in addresses.items():
-            host = _make(name, address, table, Path(folder, name))
-            stack.callback(host.end)
-            made.append(host)
+            made.append(Host(name, address, table, Path(folder, name)))
+            stack.callback(made[-1].end)
+            made[-1].boot()
         yield made
-
-
-def _make(name: str, address: str, table: Path, own: Path) -> Host:
-    unshare = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    init = subprocess.Popen([*unshare, sys.executable, "-I", "-S", "-c", INIT], start_new_session=True)
-    host = Host(name, address, init, f"score-{name}"[:15])
-    deadline = time.monotonic() + 10
-    while True:
-        with contextlib.suppress(OSError, IndexError):
-            if os.readlink(f"/proc/{host.pid}/ns/net") != os.readlink("/proc/self/ns/net"):
-                break
-        if time.monotonic() > deadline or init.poll() is not None:
-            raise RuntimeError(f"host {name} could not be made: unshare ended with {init.poll()}")
-        time.sleep(0.02)
-    _ip("link", "del", host.link, check=False)
-    _ip("link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
-    _ip("link", "set", host.link, "master", BRIDGE)
-    _ip("link", "set", host.link, "up")
-    host.run("hostname", name)
-    host.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
-    host.run("ip", "link", "set", "eth0", "up")
-    host.run("ip", "link", "set", "lo", "up")
-    host.run("mount", "--bind", str(table), "/etc/hosts")
-    for place in ("/tmp/ray", f"/tmp/ray-{os.getuid()}"):  # sockets of Ray; everything else in /tmp is shared
-        Path(place).mkdir(exist_ok=True)
-        (own / Path(place).name).mkdir(parents=True)
-        host.run("mount", "--bind", str(own / Path(place).name), place)
-    return host
 
 
 def _ip(*words: str, check: bool = True) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True)
     if check and done.returncode:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
-
-
-def read_all(process: subprocess.Popen, timeout: float) -> str:
-    """The output of a process started with stdout=PIPE, once it has ended."""
-    output, _ = process.communicate(timeout=timeout)
-    return output
-
-
-def joined(words: Sequence[str]) -> str:
-    """Lines for an assertion's message."""
-    return "\n".join(words)
