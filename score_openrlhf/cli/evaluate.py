@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from score_openrlhf.evaluation.run import Collected, Settings
 
 RESULTS, TABLE, TRAJECTORIES = "evaluation.json", "evaluation.csv", "trajectories.jsonl"
+PLAIN_WIDTH, TITLE_WIDTH = 120, 64  # characters: of lines in a file, of the longest title
 SHOWN = (
     "acc_t1", "acc_t2", "delta", "i2c", "c2i", "fix_rate", "break_rate", "edit_ratio", "changed_answer",
     "truncated_t1", "truncated_t2",
@@ -57,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     from score_openrlhf.rollout.generator import TooManyFailures
 
     console = Console(stderr=args.json)
+    if not console.is_terminal:
+        console.width = max(console.width, PLAIN_WIDTH)
     try:
         configs = [word for word in args.words if not is_override(word)]
         if len(configs) > 1:
@@ -109,7 +113,8 @@ def _evaluate(cfg, problems, settings: Settings, output_dir: Path, console: Cons
     console.print("starting engines", highlight=False)
     with running_models(cfg, output_dir, console) as walker:
         startup = time.perf_counter() - started
-        collected = evaluate(walker, problems, cfg, settings, lambda phase, num: _progress(console, phase, num))
+        with _progress(console) as report:
+            collected = evaluate(walker, problems, cfg, settings, report)
         seconds = time.perf_counter() - started
         main = main_condition(walker)
         results: dict[str, Any] = {
@@ -139,27 +144,53 @@ def _lines(collected: Collected) -> str:
     )
 
 
-def _progress(console: Console, phase: str, total: int) -> Callable[[], None]:
-    """A live count on a terminal, a line every tenth elsewhere."""
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """What `evaluate` reports to: a bar for each condition on a terminal, a line for each that is done elsewhere."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     from score_openrlhf.evaluation.conditions import LABELS
 
-    done = 0
-    started = time.perf_counter()
+    if not console.is_terminal:
+        yield lambda phase, total: _line_at_the_end(console, LABELS[phase], total)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=True) as bars:
+
+        def report(phase: str, total: int) -> Callable[[], None]:
+            if phase in tasks:  # another seed
+                bars.update(tasks[phase], total=(bars.tasks[tasks[phase]].total or 0) + total)
+            else:
+                tasks[phase] = bars.add_task(LABELS[phase], total=total)
+            return lambda: bars.advance(tasks[phase])
+
+        yield report
+
+
+def _line_at_the_end(console: Console, label: str, total: int) -> Callable[[], None]:
+    done, started = 0, time.perf_counter()
 
     def advance() -> None:
         nonlocal done
         done += 1
-        if console.is_terminal and (done % 10 == 0 or done == total):
-            end = "\n" if done == total else "\r"
-            console.print(f"{LABELS[phase]}: {done}/{total}  {time.perf_counter() - started:.0f} s", end=end)
-        elif not console.is_terminal and done == total:
-            console.print(f"{LABELS[phase]}: {total} trajectories, {time.perf_counter() - started:.1f} s")
+        if done == total:
+            console.print(f"{label}: {total} trajectories, {time.perf_counter() - started:.1f} s", highlight=False)
 
     return advance
 
 
 def show(console: Console, results: dict[str, Any], output_dir: Path) -> None:
     """The tables: metrics of the pair, the controls and its lead over each, scaling, hint quality."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     main, conditions = results["main_condition"], results["conditions"]
@@ -172,10 +203,12 @@ def show(console: Console, results: dict[str, Any], output_dir: Path) -> None:
             table.add_row(metric, _interval(metrics[metric]))
     console.print(table)
     if len(conditions) > 1:
-        table = Table(title="the same attempts revised under other texts")
+        table = Table(
+            title="the same attempts revised under other texts", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        )
         table.add_column("revised under")
         for column in ("acc_t2", f"lead of {conditions[main]['label']}", "i2c", "c2i"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for name, condition in conditions.items():
             of = condition["metrics"]
             if name == "alone":
@@ -187,7 +220,7 @@ def show(console: Console, results: dict[str, Any], output_dir: Path) -> None:
                 table.add_row(condition["label"], _interval(of.get("acc_t2")), lead, *points)
         console.print(table)
     if results["scaling"]:
-        table = Table(title="k answers: in parallel, or k/2 attempts and their revisions")
+        table = Table(title="k answers: in parallel, or k/2 attempts and their revisions", min_width=TITLE_WIDTH)
         for column in ("", "parallel", "sequential"):
             table.add_column(column, justify="right" if column else "left")
         for measure in dict.fromkeys(row["measure"] for row in results["scaling"]):
@@ -209,8 +242,9 @@ def show(console: Console, results: dict[str, Any], output_dir: Path) -> None:
         causes = ", ".join(f"{cause} ({count})" for cause, count in condition["failures"].items())
         if causes:
             console.print(
-                f"[yellow]failed and left out[/yellow] under {condition['label']}: {causes}", highlight=False
-            )
+                f"[yellow]failed and left out[/yellow] under {condition['label']}: {causes}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
     seconds = results["seconds"]
     console.print(
         f"{seconds['sampling']:.0f} s of sampling after {seconds['startup']:.0f} s of start-up; "

@@ -7,6 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from score_openrlhf import platform
 from score_openrlhf.config.compose import DEFAULT, Resolved, load_config
 from score_openrlhf.config.keys import keys
 
@@ -62,6 +63,8 @@ def resolve(config: str | None, overrides: list[str], solver: str | None, guidan
         empty.write_text("{}\n")
         resolved = load_config(str(empty), words)
     _fit_budgets(resolved)
+    if platform.is_cpu() and resolved.sources["ds.param_dtype"] == DEFAULT:
+        resolved.cfg.ds.param_dtype = "fp32"  # cores without bf16 arithmetic sample 1.5 times as fast in it
     return resolved
 
 

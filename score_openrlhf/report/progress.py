@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
 
@@ -24,22 +24,21 @@ class Progress:
         if self.live:
             self.bars = Bars(
                 TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                BarColumn(bar_width=None),
                 TextColumn("{task.fields[status]}"),
                 console=self.console,
                 transient=True,
+                expand=True,
             )
-            self.task = self.bars.add_task("steps", total=num_steps, completed=first_step, status="")
+            self.task = self.bars.add_task("starting", total=num_steps, completed=first_step, status="")
             self.bars.start()
 
     def phase(self, name: str, step: int, total: int | None = None) -> None:
         """Say what is being done now; `total` announces a long phase."""
         self.current = f"{name} of step {step + 1}"
         if self.bars:
-            self.bars.update(self.task, description=f"step {step + 1}: {name}")
+            number = min(step + 1, self.num_steps)  # what follows the last step belongs to it
+            self.bars.update(self.task, description=f"step {number}/{self.num_steps} {name}", total=self.num_steps)
         elif total:
             self.console.print(f"{name}: {total} trajectories", highlight=False)
 
@@ -64,7 +63,10 @@ class Progress:
             line += f"guidance {number('guidance/reward', '.3f')} |grad| {number('guidance/grad_norm', '.2f')}  "
         line += f"{number('tokens_per_second', '.0f')} tok/s  {number('timing/total', '.1f')} s  left {clock(left)}"
         if self.bars:
-            self.bars.update(self.task, completed=step)
+            rewards = " ".join(f"{name} {number(f'{name}/reward', '.2f')}" for name in ("solver", "guidance")
+                               if metrics.get(f"{name}/reward") is not None)  # fmt: skip
+            status = f"{rewards} {number('tokens_per_second', '.0f')} tok/s left {clock(left)}"
+            self.bars.update(self.task, completed=step, status=status)
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.stack.conftest import ROOT, score_openrlhf
 
 COMMAND = str(Path(sys.executable).with_name("score-openrlhf"))
-BUDGETS = ["rollout.attempt_max_tokens=12", "rollout.guidance_max_tokens=8", "rollout.revision_max_tokens=12"]
+QUESTION = "What is 1 plus 2?"
 SHORT = 0.01  # seconds
 COLOURS = {"attempt": "36", "hint": "35", "revision": "34"}
 
@@ -57,16 +57,22 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def words(bench, *more: str) -> list[str]:
-    """One model in both roles, so one engine."""
+def words(bench, *more: str, attempt_max_tokens: int = 12) -> list[str]:
+    """The settings, one model in both roles (so one engine), and `more` options."""
     model = str(bench.folder / "model")
-    return ["solve", "--solver", model, "--guidance", model, *BUDGETS, "data.max_len=700", "ds.param_dtype=fp32",
-            f"task.reward_func={bench.folder / 'reward.py'}", *more]  # fmt: skip
+    return [
+        f"rollout.attempt_max_tokens={attempt_max_tokens}", "rollout.guidance_max_tokens=8",
+        "rollout.revision_max_tokens=12", "data.max_len=700", "ds.param_dtype=fp32", "eval.seed=3",
+        f"task.reward_func={bench.folder / 'reward.py'}", "--solver", model, "--guidance", model, *more,
+    ]  # fmt: skip
+
+
+ASKED = ("--answer", "3", "--temperature", "1")
 
 
 @pytest.fixture(scope="module")
 def on_a_terminal(bench):
-    terminal = Terminal(*words(bench, "What is 1 plus 2?", "--answer", "3", "rollout.attempt_max_tokens=60"))
+    terminal = Terminal("solve", QUESTION, *words(bench, *ASKED, attempt_max_tokens=60))
     text = terminal.read()
     assert terminal.status() == 0, text[-3000:]
     return terminal
@@ -84,9 +90,7 @@ def test_tokens_come_one_by_one_and_in_colour(on_a_terminal):
 
 def test_what_is_shown_on_a_terminal_is_what_is_sampled(bench, on_a_terminal):
     """The same words with --json give the same texts: same seeds, same requests."""
-    output = score_openrlhf(
-        *words(bench, "What is 1 plus 2?", "--answer", "3", "rollout.attempt_max_tokens=60", "--json")
-    )
+    output = score_openrlhf("solve", QUESTION, *words(bench, *ASKED, "--json", attempt_max_tokens=60))
     row = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     plain = re.sub(r"\x1b\[[\d;]*m", "", on_a_terminal.text).replace("\r\n", "\n")
     for part in ("attempt", "guidance", "revision"):
@@ -97,14 +101,11 @@ def test_what_is_shown_on_a_terminal_is_what_is_sampled(bench, on_a_terminal):
 
 def test_solve_samples_what_evaluate_samples(bench):
     file = bench.folder / "eval.jsonl"
-    output = score_openrlhf(*words(bench, "--file", str(file), "--temperature", "1", "eval.seed=3", "--json"))
+    output = score_openrlhf("solve", *words(bench, "--file", str(file), "--temperature", "1", "--json"))
     solved = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    model = str(bench.folder / "model")
     folder = bench.folder / "evaluated_like_solve"
-    score_openrlhf(
-        "evaluate", "--solver", model, "--guidance", model, "--problems", str(file), "--temperature", "1",
-        "--seeds", "3", "--no-controls", "--output", str(folder), *words(bench)[5:],
-    )  # fmt: skip
+    options = ["--problems", str(file), "--temperature", "1", "--no-controls", "--output", str(folder)]
+    score_openrlhf("evaluate", *words(bench, *options))
     evaluated = [json.loads(line) for line in (folder / "trajectories.jsonl").open()]
     assert len(solved) == len(evaluated) == 6
     for one, other in zip(solved, evaluated, strict=True):
@@ -115,13 +116,14 @@ def test_solve_samples_what_evaluate_samples(bench):
 
 
 def test_ctrl_c_in_the_middle_of_a_text_leaves_cleanly(bench):
-    terminal = Terminal(*words(bench, "What is 1 plus 2?", "rollout.attempt_max_tokens=500"))
+    terminal = Terminal("solve", QUESTION, *words(bench, attempt_max_tokens=500))
     terminal.read(until=f"\x1b[{COLOURS['attempt']}m")
     processes = psutil.Process(terminal.pid).children(recursive=True)
     assert processes
     os.write(terminal.master, b"\x03")
     text = terminal.read(timeout=60)
     assert terminal.status() == 130, text[-3000:]
-    assert "interrupted" in text.splitlines()[-1] and "Traceback" not in text and "revision" not in text
+    last = [line for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines() if line][-1]
+    assert last == "interrupted" and "Traceback" not in text and "revision" not in text
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert not alive
