@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from score_openrlhf.rollout.generator import ProblemOrder, collect, collect_phas
 from score_openrlhf.rollout.trajectory import Trajectory
 from score_openrlhf.tasks.base import Problem
 from score_openrlhf.trainer import checkpoint
+from score_openrlhf.trainer.clock import Clock
 from score_openrlhf.trainer.metrics import STEP_METRICS, num_sampled_tokens, timing_metrics, trajectory_metrics
 from score_openrlhf.trainer.runlog import RunLog
 from score_openrlhf.trainer.stages import Stages
@@ -34,19 +34,6 @@ logger = init_logger(__name__)
 
 class NoUpdate(RuntimeError):
     """A policy that should train stayed without an update for too long."""
-
-
-@dataclass
-class Clock:
-    """Seconds by phase of one step and of the whole run."""
-
-    step: dict[str, float] = field(default_factory=dict)
-    total: dict[str, float] = field(default_factory=dict)
-
-    def add(self, phase: str, start: float) -> None:
-        seconds = time.perf_counter() - start
-        self.step[phase] = self.step.get(phase, 0.0) + seconds
-        self.total[phase] = self.total.get(phase, 0.0) + seconds
 
 
 class SCoReTrainer:
@@ -149,7 +136,7 @@ class SCoReTrainer:
         Raises NoUpdate when a policy that should train had nothing to learn from for max_steps_without_update steps.
         """
         name = policy.name
-        self.progress.phase(f"{name} log-probs", self.step)
+        self.doing(name, "log-probs")
         start = time.perf_counter()
         batch = policy.maker.make_batch(trajectories, stage=stage)
         self.clock.add("logprob", start)
@@ -157,7 +144,7 @@ class SCoReTrainer:
         metrics[f"{name}/action_tokens"] = batch.num_action_tokens
         skipped = self._reason_to_skip(policy, batch, due)
         if skipped is None:
-            self.progress.phase(f"{name} update", self.step)
+            self.doing(name, "update")
             start = time.perf_counter()
             status = policy.update(batch, self.step)
             self.clock.add(f"{name}_train", start)
@@ -201,6 +188,10 @@ class SCoReTrainer:
     def sync(self, policies: list[Policy]) -> None:
         """Send updated weights to the engines."""
         self.progress.phase("sync", self.step)
+    def doing(self, name: str, phase: str) -> None:
+        """Say what a policy does now."""
+        self.progress.phase(f"{name} {phase}", self.step)
+
         start = time.perf_counter()
         for policy in policies:
             if policy.engines.version != policy.updates:
@@ -222,6 +213,7 @@ class SCoReTrainer:
             temperature=cfg.rollout.temperature if training else cfg.eval.temperature,
             guidance_temperature=cfg.rollout.guidance_temperature if training else cfg.eval.temperature,
             attempt_max_tokens=cfg.rollout.attempt_max_tokens,
+            self.doing(policy.name, "sync")
             guidance_max_tokens=cfg.rollout.guidance_max_tokens,
             revision_max_tokens=cfg.rollout.revision_max_tokens,
             max_len=cfg.data.max_len,
