@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS = ("unit", "stack", "cluster")
+GROUPS = ("unit", "stack")
 
 
 def main() -> int:

@@ -130,3 +130,22 @@ def test_script_is_bash_and_python(script, starter):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable})
     assert done.returncode == 2, done.stderr
     assert "alpah" in done.stderr and "alpha" in done.stderr
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        variables = {
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "LOCAL_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        environment = os.environ | {name: str(value) for name, value in variables.items()}
+        words = [sys.executable, "-m", "score_openrlhf.launch", "configs/playground.yaml"]
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert f"port {port} of 127.0.0.1, where the copies are to meet, cannot be had" in done.stderr
