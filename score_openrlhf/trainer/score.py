@@ -171,6 +171,10 @@ class SCoReTrainer:
         metrics[f"{name}/updates"] = policy.updates
         return metrics
 
+    def doing(self, name: str, phase: str) -> None:
+        """Say what a policy does now."""
+        self.progress.phase(f"{name} {phase}", self.step)
+
     def _reason_to_skip(self, policy: Policy, batch, due: bool) -> str | None:
         if not due:
             return "frozen, warming up or not its turn"
@@ -188,12 +192,9 @@ class SCoReTrainer:
     def sync(self, policies: list[Policy]) -> None:
         """Send updated weights to the engines."""
         self.progress.phase("sync", self.step)
-    def doing(self, name: str, phase: str) -> None:
-        """Say what a policy does now."""
-        self.progress.phase(f"{name} {phase}", self.step)
-
         start = time.perf_counter()
         for policy in policies:
+            self.doing(policy.name, "sync")
             if policy.engines.version != policy.updates:
                 policy.sync()
         self.clock.add("sync", start)
@@ -213,7 +214,6 @@ class SCoReTrainer:
             temperature=cfg.rollout.temperature if training else cfg.eval.temperature,
             guidance_temperature=cfg.rollout.guidance_temperature if training else cfg.eval.temperature,
             attempt_max_tokens=cfg.rollout.attempt_max_tokens,
-            self.doing(policy.name, "sync")
             guidance_max_tokens=cfg.rollout.guidance_max_tokens,
             revision_max_tokens=cfg.rollout.revision_max_tokens,
             max_len=cfg.data.max_len,
