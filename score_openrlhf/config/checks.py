@@ -11,10 +11,12 @@ from score_openrlhf.config.derive import (
     SOLVER,
     guidance_start,
     has_guidance,
+    lora_rank,
     method_of,
     runs_stage,
     trains,
     trajectories_per_step,
+    wants_shared_reference,
     world_size,
 )
 from score_openrlhf.config.schema import Config
@@ -101,8 +103,19 @@ def host_settings(cfg: Config) -> Iterator[str]:
     """What the host or DeepSpeed refuses, found before anything is started."""
     if cfg.ds.tensor_parallel_size > 1 and cfg.ds.param_dtype != "bf16":
         yield f"ds.tensor_parallel_size {cfg.ds.tensor_parallel_size} trains in bf16 only, not {cfg.ds.param_dtype}"
-    if cfg.ds.load_in_4bit and cfg.ds.lora.rank == 0:
-        yield "ds.load_in_4bit trains adapters only: set ds.lora.rank above 0"
+    if cfg.ds.load_in_4bit:
+        yield (
+            "ds.load_in_4bit: engines hold whole weights, and those of a policy in 4 bits cannot be sent to them; "
+            "set ds.load_in_4bit=false (ds.lora.rank above 0 saves gradients and optimizer)"
+        )
+    if cfg.ds.param_offload and not (cfg.ds.zero_stage == 3 and cfg.ds.adam_offload):
+        yield (
+            f"ds.param_offload needs ds.zero_stage 3 and ds.adam_offload true, not {cfg.ds.zero_stage} and "
+            f"{str(cfg.ds.adam_offload).lower()}: DeepSpeed offloads weights under ZeRO-3, and master weights with "
+            "the optimizer"
+        )
+    if cfg.ds.tensor_parallel_size > 1 and any(lora_rank(cfg, policy) for policy in POLICIES):
+        yield "ds.tensor_parallel_size above 1 does not divide LoRA adapters: set it to 1, or the LoRA ranks to 0"
     if cfg.train.dynamic_batch_enable:
         for name, tokens in (
             ("train.max_tokens_per_gpu", cfg.train.max_tokens_per_gpu),
@@ -120,16 +133,17 @@ def host_settings(cfg: Config) -> Iterator[str]:
             f"logger.wandb_mode {cfg.logger.wandb_mode} needs the wandb package, which is not installed: "
             "pip install wandb or set logger.wandb_mode=disabled"
         )
-    if cfg.ref.shared and has_guidance(cfg):
+    if wants_shared_reference(cfg) and has_guidance(cfg):
+        shared = cfg.placement == "shared_reference"
+        asked, remedy = (
+            ("placement shared_reference", "placement=split") if shared else ("ref.shared", "ref.shared=false")
+        )
         if guidance_start(cfg) != cfg.model_path:
-            yield (
-                f"ref.shared: one reference cannot serve {cfg.model_path} and {guidance_start(cfg)}; "
-                "set ref.shared=false"
-            )
+            yield f"{asked}: one reference cannot serve {cfg.model_path} and {guidance_start(cfg)}; set {remedy}"
         if cfg.rollout.temperature != cfg.rollout.guidance_temperature:
             yield (
-                f"ref.shared: one reference has one temperature, not {cfg.rollout.temperature} and "
-                f"{cfg.rollout.guidance_temperature}; set ref.shared=false"
+                f"{asked}: one reference has one temperature, not {cfg.rollout.temperature} and "
+                f"{cfg.rollout.guidance_temperature}; set {remedy}"
             )
 
 
@@ -149,8 +163,18 @@ def sequence_budget(cfg: Config) -> Iterator[str]:
 
 def placement(cfg: Config) -> Iterator[str]:
     """Roles that share GPUs must sleep in turn, and engines must stand on the GPUs their policy trains on."""
+    if cfg.placement == "shared_reference":
+        if method_of(cfg) != "rl_guided_score":
+            yield f"placement shared_reference is for two trained policies, method {method_of(cfg)} has one: use split"
+        if cfg.ref.shared is False:
+            yield "placement shared_reference and ref.shared=false contradict each other: leave ref.shared out"
     if cfg.placement != "colocate":
         return
+    if cfg.vllm.sync_backend == "gloo":
+        yield (
+            "placement colocate hands weights over inside each GPU, which OpenRLHF does for vllm.sync_backend nccl "
+            "alone: leave vllm.sync_backend out (CPU machines use gloo by themselves)"
+        )
     asleep = {"vllm.enable_sleep": cfg.vllm.enable_sleep, "ds.enable_sleep": cfg.ds.enable_sleep}
     for name in (name for name, enabled in asleep.items() if not enabled):
         yield f"placement colocate shares GPUs between training and engines, so both must sleep: set {name}=true"

@@ -69,6 +69,17 @@ def is_update_step(cfg: Config, policy: str, step: int) -> bool:
     return since >= 0 and since % cfg.guidance.update_every == 0
 
 
+def lora_rank(cfg: Config, policy: str) -> int:
+    """Rank of the policy's LoRA adapters; 0 where all its weights are trained."""
+    own = cfg.guidance_actor.lora_rank if policy == GUIDANCE else None
+    return cfg.ds.lora.rank if own is None else own
+
+
+def wants_shared_reference(cfg: Config) -> bool | None:
+    """Whether one reference is to serve both policies; None where it is left to whether one can."""
+    return True if cfg.placement == "shared_reference" else cfg.ref.shared
+
+
 def world_size(cfg: Config, policy: str) -> int:
     """Training processes of `policy`: nodes x GPUs per node."""
     if policy == SOLVER:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from score_openrlhf.config.derive import POLICIES, SOLVER, Sizes, sizes, world_size
+from score_openrlhf.config.derive import POLICIES, SOLVER, Sizes, lora_rank, sizes, world_size
 from score_openrlhf.config.host_defaults import HOST_DEFAULTS
 from score_openrlhf.config.keys import value_of
 from score_openrlhf.config.schema import Config
@@ -49,7 +49,6 @@ SAME_MEANING: Mapping[str, str] = {
             "ds.load_in_4bit",
             "ds.lora.alpha",
             "ds.lora.dropout",
-            "ds.lora.rank",
             "ds.overlap_comm",
             "ds.param_dtype",
             "ds.ring_attn_size",
@@ -110,6 +109,7 @@ COMPUTED: Mapping[str, str] = {
     "critic.num_gpus_per_node": "as the solver's training group unless critic.* says otherwise",
     "critic.num_nodes": "as the solver's training group unless critic.* says otherwise",
     "data.max_samples": "max_train_problems where it is set",
+    "ds.lora.rank": "each policy's own",
     "ds.packing_samples": "the host switches packing on with dynamic batches and ring attention after parsing",
     "eval.steps": "as ckpt.save_steps",
     "ref.num_gpus_per_node": "as the policy's training group unless ref.* says otherwise",
@@ -185,6 +185,7 @@ def _computed(cfg: Config, policy: str, *, checkpoint_path: str, model_path: str
         "critic.num_gpus_per_node": cfg.critic.num_gpus_per_node or gpus_per_node,
         "critic.num_nodes": cfg.critic.num_nodes or num_nodes,
         "data.max_samples": cfg.data.max_train_problems or HOST_DEFAULTS["data.max_samples"],
+        "ds.lora.rank": lora_rank(cfg, policy),
         "ds.packing_samples": packing,
         "eval.steps": _or_never(cfg.eval.steps),
         "ref.num_gpus_per_node": cfg.ref.num_gpus_per_node or gpus_per_node,

@@ -44,6 +44,7 @@ class Held:
     zpg: int = 1  # ZeRO++ second partition: a whole copy over this many GPUs
     lora_rank: int = 0
     load_in_4bit: bool = False
+    offloaded: bool = False  # whether weights wait in host memory and are gathered from there
 
     @property
     def num_trainable(self) -> int:
@@ -52,8 +53,8 @@ class Held:
 
     @property
     def divides_weights(self) -> bool:
-        """Whether weights are in parts that are gathered when used (one rank has nothing to gather)."""
-        return self.zero_stage == 3 and self.ranks > 1
+        """Whether weights are in parts that are gathered when used (one rank gathers only what is in host memory)."""
+        return self.zero_stage == 3 and (self.ranks > 1 or self.offloaded)
 
     def weights(self) -> int:
         """Weights at rest: stage 3 divides them over all ranks, stage 2 keeps a copy on each."""

@@ -209,6 +209,9 @@ class ActorConfig:
 class GuidanceActorConfig:
     num_nodes: int | None = opt(None, "Nodes of the guidance model's training group; null: as actor.", gt=0)
     num_gpus_per_node: int | None = opt(None, "GPUs per node of the guidance group; null: as actor.", gt=0)
+    lora_rank: int | None = opt(
+        None, "LoRA rank of the guidance model; null: as ds.lora.rank; 0 trains all its weights.", ge=0
+    )
 
 
 @dataclass
@@ -217,7 +220,9 @@ class RefConfig:
     num_gpus_per_node: int | None = opt(None, "GPUs per node of a reference group; null: as its policy.", gt=0)
     offload: bool = opt(False, "Keep the reference's weights in host memory.")
     shared: bool | None = opt(
-        None, "One reference group for both policies; null: when they start from the same checkpoint and temperature."
+        None,
+        "One reference group for both policies; null: when they start from the same checkpoint at the same "
+        "temperature (placement shared_reference: it must).",
     )
 
 
@@ -254,7 +259,7 @@ class TrainConfig:
 
 @dataclass
 class LoraConfig:
-    rank: int = opt(0, "LoRA rank; 0 trains all weights.", ge=0)
+    rank: int = opt(0, "LoRA rank on every linear layer; 0 trains all weights.", ge=0)
     alpha: int = opt(16, "LoRA alpha.", gt=0)
     dropout: float = opt(0.0, "LoRA dropout.", ge=0, lt=1)
 
@@ -266,6 +271,9 @@ class DsConfig:
         "bf16", "Type of weights in actors, references and engines.", choices=("bf16", "fp16", "fp32")
     )
     adam_offload: bool = opt(False, "Keep optimizer states in host memory.")
+    param_offload: bool = opt(
+        False, "Keep the policies' weights in host memory too and gather them from there (ZeRO-3 with adam_offload)."
+    )
     attn_implementation: str = opt("flash_attention_2", "Attention of the training side.")
     packing_samples: bool = opt(False, "Pack rows without padding.")
     tensor_parallel_size: int = opt(1, "DeepSpeed tensor parallel size.", gt=0)
@@ -273,8 +281,8 @@ class DsConfig:
     zpg: int = opt(1, "ZeRO++ partition size.", gt=0)
     overlap_comm: bool = opt(False, "Overlap gradient communication.")
     enable_sleep: bool = opt(False, "Offload a policy's states between its updates.")
-    load_in_4bit: bool = opt(False, "Load in 4 bits (with LoRA).")
-    lora: LoraConfig = section(LoraConfig, "LoRA, both policies.")
+    load_in_4bit: bool = opt(False, "Must stay false: a policy in 4 bits cannot be sent to its engines.")
+    lora: LoraConfig = section(LoraConfig, "LoRA, both policies (the guidance model's own: guidance_actor.lora_rank).")
 
 
 @dataclass
@@ -319,6 +327,12 @@ class LoggerConfig:
 class RayConfig:
     address: str | None = opt(None, "Ray cluster to join; null starts one here, auto joins a running one.")
     num_cpus: int | None = opt(None, "CPUs given to a Ray started here; null on CPU machines: enough for the roles.")
+    num_nodes: int | None = opt(
+        None, "Wait until the cluster that is joined has this many nodes; the launch scripts set it.", gt=0
+    )
+    placement_timeout_seconds: float = opt(
+        600.0, "Roles whose GPUs are not free after this long are an error that says what is free.", gt=0
+    )
 
 
 @dataclass
@@ -373,7 +387,12 @@ class Config:
     carry_optimizer: bool = opt(True, "Keep optimizer state and schedule from stage I to stage II.")
     max_steps: int | None = opt(None, "Stop after this many steps in all.", gt=0)
     seed: int = opt(42, "Seed of data order, sampling and training.", ge=0)
-    placement: str = opt("split", "Roles on their own GPUs, or all on the same.", choices=("split", "colocate"))
+    placement: str = opt(
+        "split",
+        "split: roles on their own GPUs, both policies updated at once; shared_reference: split, and one reference "
+        "must serve both; colocate: all roles on the same GPUs, in turns.",
+        choices=("split", "shared_reference", "colocate"),
+    )
 
     output_dir: str = opt("runs/${run_name}", "Where everything the run leaves is written.")
     checkpoint_path: str | None = opt(None, "Where checkpoints are written; null: output_dir/checkpoints.")

@@ -140,7 +140,7 @@ def _options(cfg: Config, cluster: Cluster) -> Iterator[list[Change]]:
             yield [((f"{section}.gpu_memory_utilization", value),) for value in nearest]
     yield list(_tensor_parallel(cfg, cluster))
     yield list(_group_sizes(cfg, cluster))
-    if cfg.placement == "split":
+    if cfg.placement != "colocate":
         yield [_colocated(cfg)]
 
 

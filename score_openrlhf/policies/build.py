@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from openrlhf.trainer.ray.launcher import RayActorGroup
 from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
 from openrlhf.utils.utils import get_tokenizer
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup
 
 from score_openrlhf import platform
 from score_openrlhf.config.derive import method_of, sizes
@@ -21,8 +20,10 @@ from score_openrlhf.config.schema import Config
 from score_openrlhf.experience.guidance import GuidanceExperienceMaker, own_reward
 from score_openrlhf.experience.solver import SolverExperienceMaker
 from score_openrlhf.policies.actors import CriticActor, PolicyActor, ReferenceActor
+from score_openrlhf.policies.cluster import cluster_nodes, reserve, reserve_role
 from score_openrlhf.policies.engines import create_engines
-from score_openrlhf.policies.placement import guidance_path, place, shares_reference
+from score_openrlhf.policies.groups import ActorGroup
+from score_openrlhf.policies.placement import check_cluster, guidance_path, place, shares_reference
 from score_openrlhf.policies.policy import Engines, Policy
 from score_openrlhf.tasks.base import Templates
 
@@ -66,7 +67,9 @@ def build(cfg: Config, templates: Templates, *, resume_from: str | None = None) 
     """
     assert cfg.model_path is not None
     placement = place(cfg)
-    pg = shared_group(placement.num_gpus) if placement.colocate else None
+    check_cluster(cfg, cluster_nodes())
+    wait = cfg.ray.placement_timeout_seconds
+    pg = shared_group(placement.num_gpus, timeout_seconds=wait) if placement.colocate else None
     hint_path = guidance_path(cfg)
     trained = ["solver"] + (["guidance"] if method_of(cfg) == "rl_guided_score" else [])
     model_paths = {"solver": cfg.model_path, "guidance": hint_path}
@@ -75,7 +78,7 @@ def build(cfg: Config, templates: Templates, *, resume_from: str | None = None) 
     engines = {"solver": solver_engines, "guidance": guidance_engines}
 
     policies: dict[str, Policy] = {}
-    references: dict[str, RayActorGroup] = {}
+    references: dict[str, ActorGroup] = {}
     loading = []
     for name in trained:
         path = model_paths[name]
@@ -86,21 +89,34 @@ def build(cfg: Config, templates: Templates, *, resume_from: str | None = None) 
         args.ds.attn_implementation = platform.attn_implementation(args.ds.attn_implementation)
         args.vllm.sync_backend = platform.sync_backend(args.vllm.sync_backend)
         duplicates = args.ds.ring_attn_size * args.ds.tensor_parallel_size
-        group_options = dict(pg=pg, num_gpus_per_actor=placement.fraction, duplicate_actors=duplicates)
+        group_options = dict(num_gpus_per_actor=placement.fraction, duplicate_actors=duplicates)
         role = placement.roles[f"{name}_actor"]
-        actors = RayActorGroup(role.num_nodes, role.gpus_per_node, PolicyActor, **group_options)
+        own = pg or reserve_role(role, timeout_seconds=wait)
+        actors = ActorGroup(role.num_nodes, role.gpus_per_node, PolicyActor, pg=own, **group_options)
         shared = name == "guidance" and shares_reference(cfg)
         if shared:
             references[name] = references["solver"]
         else:
             role = placement.roles[f"{name}_reference"]
-            references[name] = RayActorGroup(role.num_nodes, role.gpus_per_node, ReferenceActor, **group_options)
+            own = pg or reserve_role(role, timeout_seconds=wait)
+            references[name] = ActorGroup(role.num_nodes, role.gpus_per_node, ReferenceActor, pg=own, **group_options)
         tokenizer = get_tokenizer(path, None, "left", use_fast=not cfg.data.disable_fast_tokenizer)
         critic = None
         if name == "solver" and cfg.critic.enable:
             role = placement.roles["solver_critic"]
-            critic = RayActorGroup(role.num_nodes, role.gpus_per_node, CriticActor, **group_options)
-        policy = Policy(name, args, engines[name], actors, references[name], tokenizer, cfg.seed, critic)
+            own = pg or reserve_role(role, timeout_seconds=wait)
+            critic = ActorGroup(role.num_nodes, role.gpus_per_node, CriticActor, pg=own, **group_options)
+        policy = Policy(
+            name,
+            args,
+            engines[name],
+            actors,
+            references[name],
+            tokenizer,
+            cfg.seed,
+            critic,
+            param_offload=cfg.ds.param_offload,
+        )
         policies[name] = policy
         size = sizes(cfg, name)
         loading += policy.init_model(path, size.scheduler_steps)
@@ -146,9 +162,9 @@ def start_engines(
 ) -> tuple[Engines, Engines | None]:
     """The solver's engines and, where the method has one, the guidance model's; they start in the background.
 
-    `pg` with `gpus_per_engine` < 1 places them on GPUs they share with each other or with other roles. Engines that
-    sleep are started one model after the other and put to sleep: vLLM measures the free memory of a GPU while it
-    starts, and would take another engine's for its own.
+    `pg` with `gpus_per_engine` < 1 places them on GPUs they share with each other or with other roles. There one model
+    is started after the other, and put to sleep if it can: vLLM measures the free memory of a GPU while it starts, and
+    would take another engine's for its own.
     """
     assert cfg.model_path is not None
     shared: dict[str, Any] = dict(shared_pg=pg, gpus_per_engine=gpus_per_engine)
@@ -163,6 +179,8 @@ def start_engines(
     )
     if cfg.vllm.enable_sleep:
         batch_vllm_engine_call(solver, "sleep")
+    elif pg is not None:
+        ray.get([engine.__ray_ready__.remote() for engine in solver])
     hint_path = guidance_path(cfg)
     if hint_path is None:
         return Engines(solver, cfg.model_path), None
@@ -193,8 +211,6 @@ def prepare_executors(cfg: Config, templates: Templates, solver: Engines, guidan
     ]
 
 
-def shared_group(num_gpus: int) -> PlacementGroup:
+def shared_group(num_gpus: int, *, timeout_seconds: float = 600.0) -> PlacementGroup:
     """GPUs that several roles share, once they are there."""
-    pg = placement_group([{"GPU": 1, "CPU": 1} for _ in range(num_gpus)], strategy="PACK")
-    ray.get(pg.ready())
-    return pg
+    return reserve("the group of all roles", num_gpus, timeout_seconds=timeout_seconds)

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
-from openrlhf.trainer.ray.utils import get_bundle_indices
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
 from openrlhf.utils.utils import get_tokenizer
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from vllm import RequestOutput, SamplingParams
 from vllm.inputs import TokensPrompt
@@ -22,6 +21,8 @@ from vllm.utils import random_uuid
 
 from score_openrlhf import platform
 from score_openrlhf.config.schema import Config
+from score_openrlhf.policies.cluster import bundle_nodes, reserve
+from score_openrlhf.policies.placement import engine_bundles
 from score_openrlhf.rollout.executor import GuidedRevisionExecutor, RemoteEngine, SampleRequest, SamplingPlan
 from score_openrlhf.rollout.prompts import GuidancePrompts, SolverPrompts
 from score_openrlhf.rollout.trajectory import Sample, Trajectory
@@ -135,22 +136,16 @@ def create_engines(
 
     `shared_pg` with `gpus_per_engine` < 1 places them on GPUs they share with other roles.
     """
-    if shared_pg is None:
-        bundles = [{"GPU": 1, "CPU": 1} for _ in range(num_engines * tensor_parallel_size)]
-        pg = placement_group(bundles, strategy="PACK")
-        ray.get(pg.ready())
-    else:
-        pg = shared_pg
+    places = _places(cfg, model_path, num_engines, tensor_parallel_size, shared_pg)
     engines = []
-    for index in range(num_engines):
-        bundles = get_bundle_indices(pg, index, tensor_parallel_size) if tensor_parallel_size > 1 else None
+    for index, (pg, bundles) in enumerate(places):
         num_gpus = gpus_per_engine if tensor_parallel_size == 1 else 0
         options = {
             "model": model_path,
             "use_fast_tokenizer": not cfg.data.disable_fast_tokenizer,
             "tensor_parallel_size": tensor_parallel_size,
             "distributed_executor_backend": "uni" if tensor_parallel_size == 1 else "ray",
-            "bundle_indices": bundles,
+            "bundle_indices": bundles if tensor_parallel_size > 1 else None,
             "num_gpus": gpus_per_engine,
             "seed": seed + index,
             "dtype": VLLM_DTYPES[cfg.ds.param_dtype],
@@ -170,8 +165,26 @@ def create_engines(
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=pg,
             placement_group_capture_child_tasks=True,
-            placement_group_bundle_index=bundles[0] if bundles else index,
+            placement_group_bundle_index=bundles[0],
         )
         actor = RolloutActor.options(num_cpus=num_gpus, num_gpus=num_gpus, scheduling_strategy=strategy)
         engines.append(actor.remote(**(options | platform.engine_kwargs())))
     return engines
+
+
+def _places(
+    cfg: Config, model_path: str, num_engines: int, tensor_parallel_size: int, shared: PlacementGroup | None
+) -> list[tuple[PlacementGroup, list[int]]]:
+    """The placement group and the bundles in it of each engine; an engine of several GPUs has them on one node."""
+    if shared is not None:
+        bundles = engine_bundles(bundle_nodes(shared), num_engines, tensor_parallel_size)
+        return [(shared, own) for own in bundles]
+    what, wait = f"the engines of {model_path}", cfg.ray.placement_timeout_seconds
+    if tensor_parallel_size == 1:
+        pg = reserve(what, num_engines, timeout_seconds=wait)
+        return [(pg, [index]) for index in range(num_engines)]
+    own = list(range(tensor_parallel_size))
+    return [
+        (reserve(what, tensor_parallel_size, strategy="STRICT_PACK", timeout_seconds=wait), own)
+        for _ in range(num_engines)
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from score_openrlhf.config.derive import GUIDANCE, SOLVER
+from score_openrlhf.config.derive import GUIDANCE, SOLVER, lora_rank
 from score_openrlhf.config.memory import CONTEXT_BYTES, FRAGMENTATION, VALUE_BYTES, Engine, Held, Pass, critic_shape
 from score_openrlhf.config.model_shape import ModelShape
 from score_openrlhf.config.schema import Config
@@ -55,8 +55,9 @@ def held(cfg: Config, role: Role, shape: ModelShape) -> Held:
         ranks=role.num_gpus,
         tensor_parallel=cfg.ds.tensor_parallel_size,
         zpg=1 if role.name.endswith("_reference") else cfg.ds.zpg,
-        lora_rank=0 if role.name.endswith("_reference") else cfg.ds.lora.rank,
+        lora_rank=0 if role.name.endswith("_reference") else lora_rank(cfg, policy_of(role)),
         load_in_4bit=cfg.ds.load_in_4bit,
+        offloaded=_offloads_reference(cfg) if role.name.endswith("_reference") else cfg.ds.param_offload,
     )
 
 
@@ -109,7 +110,7 @@ def _states(cfg: Config, role: Role, model: Held) -> tuple[dict[str, int], dict[
     if cfg.ds.zero_stage == 3:  # stage 2 makes gradients and buckets anew in each update
         states["gradients"] = 0 if cfg.ds.adam_offload else model.gradients()
         states["reduce bucket"] = model.reduce_bucket()
-    weights = {"weights": model.weights()}
+    weights = {"weights": 0 if cfg.ds.param_offload else model.weights()}
     if cfg.ds.enable_sleep and not cfg.ds.adam_offload:
         return weights, states
     return weights | states, {}
@@ -145,7 +146,7 @@ def _update(cfg: Config, role: Role, model: Held) -> dict[str, int]:
         if not cfg.ds.adam_offload:
             backward["gradients"] = 2 * model.gradients()  # of this micro batch, and the sum they are added to
             step["gradients"] = model.gradients()
-    return max(backward, step, key=lambda parts: sum(parts.values()))
+    return max(backward, step, key=_sum)
 
 
 def _with_fragmentation(parts: dict[str, int]) -> dict[str, int]:
@@ -168,9 +169,18 @@ def _engine_load(cfg: Config, role: Role, phase: str, engine: Engine) -> Load:
             return Load(role.name, contexts | awake)
         woken = {name: size - asleep.get(name, 0) for name, size in awake.items()}
         return Load(role.name, contexts | asleep, woken)
-    if phase == SYNC:  # the host wakes weights alone, and they stay until the next rollout
-        return Load(role.name, contexts | asleep | {"engine weights": engine.weights()}, receiving)
+    if phase == SYNC:
+        # Weights alone, to receive; then the whole engine for a moment, since vLLM lets none sleep that is half awake.
+        # Where the sender shares the GPU, its gathered parameter and that one's copy stand beside.
+        copies = 3 if cfg.placement == "colocate" else 1
+        half = {"engine weights": engine.weights(), "sync buffers": copies * engine.receiving()}
+        woken = {name: size - asleep.get(name, 0) for name, size in awake.items()}
+        return Load(role.name, contexts | asleep, max(half, woken, key=_sum))
     return Load(role.name, contexts | asleep)
+
+
+def _sum(parts: dict[str, int]) -> int:
+    return sum(parts.values())
 
 
 def host_bytes(cfg: Config, role: Role, engine: Engine) -> int:
@@ -182,4 +192,5 @@ def host_bytes(cfg: Config, role: Role, engine: Engine) -> int:
         return model.weights() * role.num_gpus if _offloads_reference(cfg) else 0
     if not (cfg.ds.enable_sleep or cfg.ds.adam_offload):
         return 0
-    return (model.optimizer() + model.gradients()) * role.num_gpus
+    weights = model.weights() if cfg.ds.param_offload else 0
+    return (weights + model.optimizer() + model.gradients()) * role.num_gpus

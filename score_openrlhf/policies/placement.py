@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from score_openrlhf.config.derive import guidance_start, has_guidance, method_of
+from score_openrlhf.config.derive import guidance_start, has_guidance, method_of, wants_shared_reference
 from score_openrlhf.config.schema import Config
 
 
@@ -41,6 +43,24 @@ class Placement:
         return max(sizes) if self.colocate else sum(sizes)
 
 
+class PlacementError(RuntimeError):
+    """Roles do not get the GPUs they need; says what was asked, what there is and what to change."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What Ray counts on one node."""
+
+    name: str
+    num_gpus: int
+    num_cpus: int
+
+    @property
+    def usable(self) -> int:
+        """GPUs that roles can have: a process on a GPU is given a CPU too."""
+        return min(self.num_gpus, self.num_cpus)
+
+
 def guidance_path(cfg: Config) -> str | None:
     """The guidance model's starting checkpoint, or None for method score."""
     return guidance_start(cfg) if has_guidance(cfg) else None
@@ -49,22 +69,18 @@ def guidance_path(cfg: Config) -> str | None:
 def shares_reference(cfg: Config) -> bool:
     """Whether one reference group serves both policies: same checkpoint and temperature (the rest is the run's).
 
-    Raises ValueError if ref.shared asks for it where they differ.
+    `cfg` has passed `validate`, which refuses to share one where they differ.
     """
-    same = guidance_path(cfg) == cfg.model_path and cfg.rollout.temperature == cfg.rollout.guidance_temperature
-    if cfg.ref.shared and not same:
-        raise ValueError(
-            f"ref.shared=true, but the solver starts from {cfg.model_path!r} at temperature {cfg.rollout.temperature} "
-            f"and the guidance model from {guidance_path(cfg)!r} at {cfg.rollout.guidance_temperature}; leave "
-            "ref.shared out, or give both the same model and temperature"
-        )
-    return same if cfg.ref.shared is None else cfg.ref.shared
+    wanted = wants_shared_reference(cfg)
+    if wanted is not None:
+        return wanted
+    return guidance_path(cfg) == cfg.model_path and cfg.rollout.temperature == cfg.rollout.guidance_temperature
 
 
 def place(cfg: Config) -> Placement:
     """The roles of the configured method and their sizes."""
     actor = Role("solver_actor", cfg.actor.num_nodes, cfg.actor.num_gpus_per_node)
-    roles = [actor, Role("solver_engines", 1, cfg.vllm.num_engines * cfg.vllm.tensor_parallel_size)]
+    roles = [actor, Role("solver_engines", 1, math.prod(engine_sizes(cfg, "solver")))]
     roles.append(
         Role(
             "solver_reference", cfg.ref.num_nodes or actor.num_nodes, cfg.ref.num_gpus_per_node or actor.gpus_per_node
@@ -80,9 +96,7 @@ def place(cfg: Config) -> Placement:
         )
     method = method_of(cfg)
     if method != "score":
-        engines = cfg.guidance_vllm.num_engines or cfg.vllm.num_engines
-        tensor_parallel = cfg.guidance_vllm.tensor_parallel_size or cfg.vllm.tensor_parallel_size
-        roles.append(Role("guidance_engines", 1, engines * tensor_parallel))
+        roles.append(Role("guidance_engines", 1, math.prod(engine_sizes(cfg, "guidance"))))
     if method == "rl_guided_score":
         guidance = Role(
             "guidance_actor",
@@ -99,3 +113,74 @@ def place(cfg: Config) -> Placement:
                 )
             )
     return Placement({role.name: role for role in roles}, cfg.placement == "colocate")
+
+
+def check_cluster(cfg: Config, nodes: Sequence[Node]) -> None:
+    """Raise PlacementError, with the arithmetic, where the cluster can never hold the roles: Ray would wait for ever.
+
+    What other jobs hold at the moment is not looked at; `policies/cluster.py` waits for that, up to a deadline.
+    """
+    placement = place(cfg)
+    problems = list(_cluster_problems(cfg, placement, nodes))
+    if problems:
+        there = "; ".join(f"{node.name} {node.num_gpus} GPUs and {node.num_cpus} CPUs" for node in nodes)
+        remedy = "lower the sizes of roles (`score-openrlhf plan CONFIG --nodes M --gpus N` tries some)"
+        largest = max(role.num_gpus for role in placement.roles.values())
+        if not placement.colocate and largest <= sum(node.usable for node in nodes):
+            remedy += f", share GPUs (placement=colocate takes {largest})"
+        raise PlacementError(f"{'. '.join(problems)}. The cluster has: {there}. Add nodes, or {remedy}")
+
+
+def _cluster_problems(cfg: Config, placement: Placement, nodes: Sequence[Node]) -> Iterator[str]:
+    usable = sum(node.usable for node in nodes)
+    sizes = [f"{role.name} {role.num_gpus}" for role in placement.roles.values()]
+    if placement.num_gpus > usable:
+        asked = f"the largest of {', '.join(sizes)}" if placement.colocate else " + ".join(sizes)
+        yield f"The roles take {asked} = {placement.num_gpus} GPUs with a CPU each; there are {usable}"
+        return
+    for role in placement.roles.values():
+        if role.name.endswith("_engines"):
+            continue
+        large = sum(node.usable >= role.gpus_per_node for node in nodes)
+        if large < role.num_nodes:
+            yield (f"{role.name} takes {role.num_nodes} nodes x {role.gpus_per_node} GPUs; {large} nodes have as many")
+    for policy in ("solver", "guidance"):
+        if f"{policy}_engines" not in placement.roles:
+            continue
+        num_engines, size = engine_sizes(cfg, policy)
+        room = sum(node.usable // size for node in nodes)
+        if room < num_engines:
+            yield (
+                f"{num_engines} {policy} engines of {size} GPUs (tensor parallel, so on one node) need room on the "
+                f"nodes for as many; there is room for {room}"
+            )
+
+
+def engine_sizes(cfg: Config, policy: str) -> tuple[int, int]:
+    """(engines, GPUs of each) of a policy."""
+    own = cfg.guidance_vllm if policy == "guidance" else cfg.vllm
+    return (
+        own.num_engines or cfg.vllm.num_engines,
+        own.tensor_parallel_size or cfg.vllm.tensor_parallel_size,
+    )
+
+
+def engine_bundles(nodes: Sequence[str], num_engines: int, tensor_parallel: int) -> list[list[int]]:
+    """The bundles of each engine on GPUs that it shares; `nodes` is the node of each of the group's bundles.
+
+    Engines stand on the first `num_engines x tensor_parallel` bundles, those on which their policy trains, so that
+    each engine's GPUs receive the weights from a trainer on the same GPU; one engine's bundles are of one node.
+    Raises PlacementError where a node's share of them does not divide.
+    """
+    by_node: dict[str, list[int]] = {}
+    for bundle, node in enumerate(nodes[: num_engines * tensor_parallel]):
+        by_node.setdefault(node, []).append(bundle)
+    if any(len(bundles) % tensor_parallel for bundles in by_node.values()):
+        shares = ", ".join(f"{len(bundles)} on {node}" for node, bundles in by_node.items())
+        raise PlacementError(
+            f"{num_engines} engines of {tensor_parallel} GPUs each got GPUs as follows: {shares}; a node's do not "
+            f"divide by vllm.tensor_parallel_size {tensor_parallel}. Use nodes with as many free GPUs each, or a "
+            "smaller vllm.tensor_parallel_size"
+        )
+    ordered = [bundle for bundles in by_node.values() for bundle in bundles]
+    return [ordered[i * tensor_parallel : (i + 1) * tensor_parallel] for i in range(num_engines)]

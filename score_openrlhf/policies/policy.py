@@ -17,9 +17,9 @@ from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 from openrlhf.trainer.ppo_utils.experience import balance_experiences
 from openrlhf.trainer.ray.launcher import RayActorGroup
 from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
-from openrlhf.utils.utils import get_strategy
 
 from score_openrlhf.experience.maker import PolicyBatch, PolicyExperienceMaker
+from score_openrlhf.policies.strategy import make_strategy
 from score_openrlhf.rollout.trajectory import request_seed
 
 
@@ -45,9 +45,10 @@ class Policy(BasePPOTrainer):
         tokenizer: Any,
         seed: int,
         critic_group: RayActorGroup | None = None,
+        param_offload: bool = False,
     ):
         super().__init__(
-            strategy=get_strategy(args),
+            strategy=make_strategy(args, param_offload=param_offload),
             actor_model_group=actor_group,
             critic_model_group=critic_group,
             reward_model_group=None,
@@ -135,7 +136,10 @@ class Policy(BasePPOTrainer):
         start = time.perf_counter()
         self.broadcast_to_vllm()  # wakes the weights of engines that sleep
         if self.args.vllm.enable_sleep:
-            batch_vllm_engine_call(self.engines.handles, "sleep")  # the host would leave them on the GPU
+            # The host would leave the weights on the GPU, and so would vLLM: to it an engine that is awake in part is
+            # asleep, and it does nothing (vllm/v1/executor/abstract.py, sleep). So it is woken whole first.
+            batch_vllm_engine_call(self.engines.handles, "wake_up", tags=["kv_cache"])
+            batch_vllm_engine_call(self.engines.handles, "sleep")
         self.engines.version = self.updates
         return time.perf_counter() - start
 

@@ -102,7 +102,29 @@ REFUSED = [
     (dict(actor__eps_clip_low_high=[1.5, 0.2]), "actor.eps_clip_low_high is [1.5, 0.2]"),
     (dict(algo__is_correction__threshold=[5.0, 0.5]), "algo.is_correction.threshold is [5.0, 0.5]"),
     (dict(ds__tensor_parallel_size=2, ds__param_dtype="fp32", actor__num_gpus_per_node=2), "trains in bf16 only"),
-    (dict(ds__load_in_4bit=True), "set ds.lora.rank above 0"),
+    (dict(ds__load_in_4bit=True), "a policy in 4 bits cannot be sent"),
+    (dict(ds__param_offload=True), "needs ds.zero_stage 3 and ds.adam_offload true, not 3 and false"),
+    (
+        dict(ds__param_offload=True, ds__adam_offload=True, ds__zero_stage=2),
+        "needs ds.zero_stage 3 and ds.adam_offload true, not 2 and true",
+    ),
+    (
+        dict(ds__tensor_parallel_size=2, ds__lora__rank=8, actor__num_gpus_per_node=2, train__micro_batch_size=1),
+        "does not divide LoRA adapters",
+    ),
+    (dict(placement="shared_reference"), "for two trained policies, method score has one: use split"),
+    (
+        dict(method="rl_guided_score", placement="shared_reference", ref__shared=False),
+        "placement shared_reference and ref.shared=false contradict each other",
+    ),
+    (
+        dict(method="rl_guided_score", placement="shared_reference", guidance_model_path="owner/other"),
+        "placement shared_reference: one reference cannot serve owner/model and owner/other; set placement=split",
+    ),
+    (
+        dict(placement="colocate", vllm__enable_sleep=True, ds__enable_sleep=True, vllm__sync_backend="gloo"),
+        "leave vllm.sync_backend out",
+    ),
     (
         dict(train__dynamic_batch_enable=True, train__max_tokens_per_gpu=1000),
         "train.max_tokens_per_gpu 1000 cannot hold one sequence of data.max_len 4096",

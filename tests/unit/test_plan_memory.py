@@ -205,7 +205,8 @@ def test_one_policys_states_are_on_a_shared_gpu_at_a_time():
         parts = phase(plan, name).parts()
         assert parts["optimizer"] == 12 * params and parts["gradients"] == 2 * params
         assert "KV cache" not in parts and "engine weights" not in parts
-    assert phase(plan, "sync").parts()["engine weights"] == 2 * 2 * params  # the host leaves both awake without caches
+    for name in ("rollout", "sync"):  # the other policy's engine sleeps, its weights with it
+        assert phase(plan, name).parts()["engine weights"] == 2 * params
     # the two policies' optimizer states wait in host memory
     assert plan.host_bytes["solver_actor"] == plan.host_bytes["guidance_actor"] == 14 * params
 
@@ -224,6 +225,29 @@ def test_optimizer_offload_takes_the_states_off_the_gpu_and_leaves_the_bucket():
         parts = phase(plan, name).parts()
         assert "optimizer" not in parts and "gradients" not in parts and parts["reduce bucket"] == 2 * 10**9
     assert planned("ref.offload=true").phases[0].parts()["weights"] == 2 * 2 * 1_543_714_304
+
+
+def test_weights_in_host_memory_are_gathered_for_a_pass():
+    kept, offloaded = planned("ds.adam_offload=true"), planned("ds.adam_offload=true", "ds.param_offload=true")
+    weights = 2 * 1_543_714_304
+    assert phase(kept, "rollout").parts()["weights"] == 3 * weights
+    assert phase(offloaded, "rollout").parts()["weights"] == weights  # the reference's
+    # one rank: all its weights are gathered from host memory, as far as DeepSpeed lets them live
+    assert "gathered weights" not in phase(kept, "solver update").parts()
+    assert phase(offloaded, "solver update").parts()["gathered weights"] == 2 * 1_050_000_000
+    moved = offloaded.host_bytes["solver_actor"] - kept.host_bytes["solver_actor"]
+    assert moved == weights
+
+
+def test_adapters_of_one_policy_alone():
+    whole, one = planned(), planned("guidance_actor.lora_rank=16")
+    other = planned("ds.lora.rank=16", "guidance_actor.lora_rank=0")
+    adapters = KNOWN_SHAPES["Qwen/Qwen2.5-1.5B"].lora_params(16)
+    for plan, trained in ((one, "guidance update"), (other, "solver update")):
+        assert phase(plan, trained).parts()["optimizer"] == 12 * adapters
+        assert phase(plan, trained).parts()["gradients"] == 2 * adapters
+        rest = "solver update" if trained == "guidance update" else "guidance update"
+        assert phase(plan, rest).parts()["optimizer"] == phase(whole, rest).parts()["optimizer"]
 
 
 def test_checkpointing_and_micro_batches_lower_the_update_alone():
@@ -254,7 +278,7 @@ PLACEMENTS = {
     "model_path": st.sampled_from(["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B", "meta-llama/Llama-3.1-8B"]),
     "guidance_model_path": st.sampled_from([None, "Qwen/Qwen2.5-1.5B"]),
     "method": st.sampled_from(["score", "smart_score", "rl_guided_score"]),
-    "placement": st.sampled_from(["split", "colocate"]),
+    "placement": st.sampled_from(["split", "shared_reference", "colocate"]),
     "rollout.schedule": st.sampled_from(["pipelined", "phased"]),
     "actor.num_gpus_per_node": st.sampled_from([1, 2, 4, 8]),
     "vllm.num_engines": st.integers(1, 8),
@@ -265,6 +289,8 @@ PLACEMENTS = {
     "ds.zero_stage": st.sampled_from([2, 3]),
     "ds.adam_offload": st.booleans(),
     "ds.lora.rank": st.sampled_from([0, 16]),
+    "guidance_actor.lora_rank": st.sampled_from([None, 0, 8]),
+    "ds.param_offload": st.booleans(),
     "ref.offload": st.booleans(),
     "critic.enable": st.booleans(),
     "train.micro_batch_size": st.integers(1, 8),
