@@ -57,6 +57,7 @@ def train_and_show(resolved: Resolved, *, as_json: bool) -> int:
     platform.start_fork_server()  # it imports what the roles need while this process does
     from rich.console import Console
 
+    from score_openrlhf.policies.placement import PlacementError
     from score_openrlhf.report.summary import show_summary
     from score_openrlhf.rollout.generator import TooManyFailures
     from score_openrlhf.trainer.checkpoint import CheckpointError
@@ -76,7 +77,7 @@ def train_and_show(resolved: Resolved, *, as_json: bool) -> int:
     except Stopped as stopped:
         console.print(str(stopped), highlight=False)
         return EXIT_STATUS
-    except (TooManyFailures, NoUpdate, CheckpointError, ClusterError) as error:  # each names its cause and what to do
+    except (TooManyFailures, NoUpdate, CheckpointError, ClusterError, PlacementError) as error:  # each says what to do
         return complain(error, status=1)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the newest checkpoint", file=sys.stderr)

@@ -43,7 +43,7 @@ class Placement:
         return max(sizes) if self.colocate else sum(sizes)
 
 
-class PlacementError(RuntimeError):
+class PlacementError(ValueError):
     """Roles do not get the GPUs they need; says what was asked, what there is and what to change."""
 
 
