@@ -62,6 +62,11 @@ def objective(cfg: Config) -> Iterator[str]:
             "actor.loss_agg_mode seq-mean-token-mean weights a token by its trajectory's length; "
             "set actor.loss_agg_mode=token-mean"
         )
+    if cfg.algo.is_correction.level == "seq":
+        yield (
+            "algo.is_correction.level seq averages the ratio of engine and trainer over both turns; "
+            "set algo.is_correction.level=token"
+        )
     if cfg.solver.normalise in ("std", "group_std") and runs_stage(cfg, 2) and not cfg.solver.allow_std_in_stage2:
         yield (
             f"solver.normalise {cfg.solver.normalise} divides stage II's turn 2 by its scale and cancels "

@@ -21,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from score_openrlhf.config.errors import ConfigError, nearest
 from score_openrlhf.config.keys import PATH_KEYS, Key, keys, sections, set_value, value_of
+from score_openrlhf.config.refused import REFUSED
 from score_openrlhf.config.schema import Config
 from score_openrlhf.config.sources import compose_files
 
@@ -157,6 +158,8 @@ def _loses_by_conversion(key: Key, value: Any) -> bool:
 
 
 def _unknown(name: str, value: Any, where: str) -> str:
+    if name in REFUSED:
+        return f"{name} ({where}) is the host's and refused here: {REFUSED[name]}"
     if name in sections():
         some = [key for key in keys() if key.startswith(name + ".")][:3]
         return f"{name} ({where}) is a section, not a value: set its keys, such as {', '.join(some)} (got {value!r})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from score_openrlhf.config.schema import Config
@@ -25,7 +26,7 @@ class Sizes:
     padded_rows: int  # trajectories and rows with empty masks, what the policy trains on in an update
     optimizer_steps_per_update: int
     num_updates: int  # steps of the run in which this policy is updated
-    scheduler_steps: int  # optimizer steps in all, the length of the learning-rate schedule; at least 1
+    scheduler_steps: int  # length of the learning-rate schedule that a run begins with (`schedule_length`)
 
 
 def method_of(cfg: Config) -> str:
@@ -55,7 +56,9 @@ def guidance_start(cfg: Config) -> str | None:
 
 
 def runs_stage(cfg: Config, stage: int) -> bool:
-    """Whether the run has a step of `stage` (1 or 2)."""
+    """Whether the run has a step of `stage` (1 or 2), or may have one where a metric can end stage I early."""
+    if stage == 2 and cfg.stage_switch.metric is not None and cfg.stage2_steps and num_steps(cfg) > 1:
+        return True
     return any(stage_of(cfg, step) == stage for step in (0, num_steps(cfg) - 1) if 0 <= step < num_steps(cfg))
 
 
@@ -111,7 +114,8 @@ def sizes(cfg: Config, policy: str) -> Sizes:
     pad_multiple = math.lcm(train_batch_size, rollout_unit)
     padded_rows = _round_up(rows, pad_multiple)
     steps_per_update = padded_rows // train_batch_size * cfg.train.max_epochs
-    num_updates = sum(is_update_step(cfg, policy, step) for step in range(num_steps(cfg)))
+    steps = range(num_steps(cfg))
+    scheduled = steps if cfg.carry_optimizer else [s for s in steps if stage_of(cfg, s) == stage_of(cfg, 0)]
     return Sizes(
         world_size=world,
         ranks=ranks,
@@ -120,9 +124,21 @@ def sizes(cfg: Config, policy: str) -> Sizes:
         pad_multiple=pad_multiple,
         padded_rows=padded_rows,
         optimizer_steps_per_update=steps_per_update,
-        num_updates=num_updates,
-        scheduler_steps=max(1, num_updates * steps_per_update),  # a frozen policy's scheduler still needs a length
+        num_updates=_num_updates(cfg, policy, steps),
+        scheduler_steps=max(1, _num_updates(cfg, policy, scheduled) * steps_per_update),
     )
+
+
+def schedule_length(cfg: Config, policy: str, steps: Iterable[int]) -> int:
+    """Optimizer steps of `policy` in these steps of the run: the length of a learning-rate schedule over them.
+
+    Without `carry_optimizer` each stage has a schedule of its own. At least 1: a frozen policy's needs a length too.
+    """
+    return max(1, _num_updates(cfg, policy, steps) * sizes(cfg, policy).optimizer_steps_per_update)
+
+
+def _num_updates(cfg: Config, policy: str, steps: Iterable[int]) -> int:
+    return sum(is_update_step(cfg, policy, step) for step in steps)
 
 
 def _round_up(number: int, unit: int) -> int:

@@ -288,7 +288,10 @@ class DsConfig:
 @dataclass
 class IsCorrectionConfig:
     level: str = opt(
-        "off", "Correct for engine and trainer log-probs that differ: off or token.", choices=("off", "token")
+        "off",
+        "Correct for engine and trainer log-probs that differ: off or token; seq averages over both turns and is "
+        "refused.",
+        choices=("off", "token", "seq"),
     )
     mode: str = opt("mask", "What happens outside the band.", choices=("mask", "clip"))
     threshold: list[float] = opt([0.5, 5.0], "Band of the ratio.")

@@ -1,7 +1,8 @@
 """OpenRLHF's Ray actors, subclassed in the one place where a `@ray.remote` class can be: what they lack is added here.
 
-`PolicyActor` adds a step counter, checkpoints into a folder of the caller's choice and a repeatable order of micro
-batches; `PolicyUpdate` skips optimizer windows without action tokens on all ranks alike.
+`PolicyActor` adds a step counter, checkpoints into a folder of the caller's choice, a repeatable order of micro
+batches and an optimizer that can start anew; `PolicyUpdate` skips optimizer windows without action tokens on all ranks
+alike.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import ray
 import torch
 from openrlhf.trainer.ray.launcher import ReferenceModelActor as HostReferenceActor
 from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
+
+from score_openrlhf.policies.optimizer import Learner
 
 DS_FOLDER = "_actor"  # the host's own names: its --ckpt.path points at the folder above
 CRITIC_FOLDER = "_critic"
@@ -63,11 +66,20 @@ class PolicyUpdate(host_actor.ActorPPOTrainer):
 class CriticUpdate(host_critic.CriticPPOTrainer):
     """The host's update of the critic, safe for windows and micro batches in which every row is masked."""
 
+    def ppo_train(self) -> dict[str, float]:
+        """As the host's, which logs means over micro batches: a part of a window's loss, and of the last norm."""
+        self._last: dict[str, float] = {}
+        status = super().ppo_train() | self._last
+        if not self.args.train.dynamic_batch_enable:
+            status["critic_loss"] *= self.strategy.accumulated_gradient  # each micro batch adds its tokens' part
+        return status
+
     def training_step(self, experience, step, loss_batch_info=None):
         """As the host's, but a window without action tokens is left out on all ranks alike."""
         if loss_batch_info is not None and float(loss_batch_info["batch_num_tokens"]) == 0:
             return dict.fromkeys(("critic_loss", "values", "critic_lr", "critic_grad_norm"), 0.0)
         status = super().training_step(experience, step, loss_batch_info)
+        self._last = {key: status[key] for key in ("critic_lr", "critic_grad_norm")}
         return {key: 0.0 if value != value else value for key, value in status.items()}  # a mean over no tokens is NaN
 
 
@@ -76,7 +88,7 @@ host_actor.ActorPPOTrainer = PolicyUpdate
 host_critic.CriticPPOTrainer = CriticUpdate
 
 
-class _PolicyActor(host_actor.PolicyModelActor.__ray_actor_class__):  # type: ignore[name-defined]
+class _PolicyActor(Learner, host_actor.PolicyModelActor.__ray_actor_class__):  # type: ignore[name-defined]
     """One rank of a trained policy."""
 
     def fit_seeded(self, seed: int, kl_ctl: float = 0.0) -> dict[str, float]:
@@ -88,16 +100,13 @@ class _PolicyActor(host_actor.PolicyModelActor.__ray_actor_class__):  # type: ig
         """Optimizer steps this policy has made, over its whole life (restored with a checkpoint)."""
         return int(self.actor.model.global_steps)
 
-    def reset_optimizer(self) -> None:
-        """Zero the moments and step counts of the optimizer on this rank, and start the schedule anew."""
-        engine = self.actor.model
-        inner = getattr(engine.optimizer, "optimizer", engine.optimizer)  # under ZeRO the torch optimizer is inside
-        for state in inner.state.values():
-            for value in state.values():
-                if isinstance(value, torch.Tensor):
-                    value.zero_()
-        self.trainer.actor_scheduler.last_epoch = -1
-        self.trainer.actor_scheduler.step()
+    @property
+    def engine(self) -> Any:
+        return self.actor.model
+
+    @property
+    def schedule(self) -> Any:
+        return self.strategy.args.actor
 
     def save_policy(self, folder: str, tag: str, client_states: dict[str, Any]) -> None:
         """Write weights, optimizer, schedule and `client_states` to `folder/_actor/tag` (the host's layout)."""
@@ -121,13 +130,21 @@ class _PolicyActor(host_actor.PolicyModelActor.__ray_actor_class__):  # type: ig
             self.strategy._unwrap_model(self.actor).config.use_cache = use_cache
 
 
-class _CriticActor(host_critic.CriticModelActor.__ray_actor_class__):  # type: ignore[name-defined]
+class _CriticActor(Learner, host_critic.CriticModelActor.__ray_actor_class__):  # type: ignore[name-defined]
     """One rank of the solver's critic."""
 
     def fit_seeded(self, seed: int) -> dict[str, float]:
         """The host's `fit` with the order of micro batches drawn from `seed`."""
         torch.manual_seed(seed)
         return self.fit()
+
+    @property
+    def engine(self) -> Any:
+        return self.critic
+
+    @property
+    def schedule(self) -> Any:
+        return self.strategy.args.critic
 
     def save_policy(self, folder: str, tag: str) -> None:
         """Write the critic to `folder/_critic/tag` (the host's layout)."""

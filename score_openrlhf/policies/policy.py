@@ -98,10 +98,8 @@ class Policy(BasePPOTrainer):
         experiences = batch.experiences
         if self.args.train.dynamic_batch_enable:
             experiences = balance_experiences(experiences, self.args)
-        groups = [g for g in (self.actor_model_group, self.critic_model_group) if g is not None]
-        ray.get(
-            [ref for g in groups for ref in g.async_run_method_batch(method_name="append", experience=experiences)]
-        )
+        append = {"method_name": "append", "experience": experiences}
+        ray.get([ref for group in self.learners for ref in group.async_run_method_batch(**append)])
         self._fit_seed = request_seed(self.seed, self.name, "fit", step) % (2**31)
         status = self.ppo_train(step)
         after = self.optimizer_steps
@@ -127,9 +125,21 @@ class Policy(BasePPOTrainer):
                 ray.get(group.async_run_method(method_name="offload_states"))
         return status
 
-    def reset_optimizer(self) -> None:
-        """Zero the optimizer's state and start the learning-rate schedule anew."""
-        ray.get(self.actor_model_group.async_run_method(method_name="reset_optimizer"))
+    @property
+    def learners(self) -> list[RayActorGroup]:
+        """The groups that hold an optimizer: the policy's own and, where there is one, the critic's."""
+        return [group for group in (self.actor_model_group, self.critic_model_group) if group is not None]
+
+    def reset_optimizer(self, scheduler_steps: int) -> None:
+        """Start the optimizers anew, with a learning-rate schedule of `scheduler_steps`."""
+        self._on_learners("reset_optimizer", scheduler_steps=scheduler_steps)
+
+    def resume_schedule(self, scheduler_steps: int) -> None:
+        """After a checkpoint was loaded: go on in a schedule of this length, not in the one that a run begins with."""
+        self._on_learners("resume_schedule", scheduler_steps=scheduler_steps)
+
+    def _on_learners(self, method: str, **options: Any) -> None:
+        ray.get([ref for g in self.learners for ref in g.async_run_method(method_name=method, **options)])
 
     def sync(self) -> float:
         """Send the weights to the policy's engines; returns seconds."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from openrlhf.utils.logging_utils import init_logger
 
-from score_openrlhf.config.derive import SOLVER, is_update_step
+from score_openrlhf.config.derive import SOLVER, is_update_step, schedule_length
 from score_openrlhf.config.schema import Config
 from score_openrlhf.policies.build import Roles
 from score_openrlhf.policies.policy import Policy
@@ -30,6 +30,12 @@ from score_openrlhf.trainer.runlog import RunLog
 from score_openrlhf.trainer.stages import Stages
 
 logger = init_logger(__name__)
+
+# What the host says of an update beside the gradient: all are logged under the policy's name where they are there.
+OF_AN_UPDATE = (
+    "critic_loss", "critic_lr", "critic_grad_norm", "entropy_loss", "ppo_clip_ratio", "ppo_kl", "vllm_kl",
+    "is_filter_ratio",
+)  # fmt: skip
 
 
 class NoUpdate(RuntimeError):
@@ -75,12 +81,12 @@ class SCoReTrainer:
     def fit(self) -> None:
         """Train to the last step, with checkpoints and evaluations on the way."""
         while self.step < self.num_steps:
+            if self.step == self.stages.switch_step and self.step > 0 and not self.cfg.carry_optimizer:
+                self.reset_optimizers()  # before stage II, not after stage I: its checkpoint may be the run's last
             metrics = self.train_step()
             if self.stages.observe(self.step - 1, metrics):
                 self.progress.note(f"stage I ends after step {self.step}: {self.cfg.stage_switch.metric} is there")
                 self.progress.num_steps = self.num_steps
-            if self.step == self.stages.switch_step and self.step < self.num_steps and not self.cfg.carry_optimizer:
-                self.reset_optimizers()
             last, is_best = self.step == self.num_steps, False
             if self._due(self.cfg.eval.steps) and not last and self.eval_problems:
                 evaluated = self.evaluate(f"eval_step_{self.step:06d}")
@@ -155,7 +161,7 @@ class SCoReTrainer:
                 f"{name}/lr": status.get("actor_lr", 0.0),
                 f"{name}/skipped_windows": status["skipped_windows"],
             }
-            metrics |= {f"{name}/{key}": value for key, value in status.items() if key.startswith("critic_")}
+            metrics |= {f"{name}/{key}": value for key, value in status.items() if key in OF_AN_UPDATE}
         elif due:
             policy.steps_without_update += 1
             limit = (self.cfg.solver if name == "solver" else self.cfg.guidance).max_steps_without_update
@@ -187,7 +193,10 @@ class SCoReTrainer:
     def reset_optimizers(self) -> None:
         """Forget moments and schedule: stage II then learns as a run of its own from stage I's weights."""
         for policy in self.roles.policies:
-            policy.reset_optimizer()
+            policy.reset_optimizer(self._stage2_schedule(policy))
+
+    def _stage2_schedule(self, policy: Policy) -> int:
+        return schedule_length(self.cfg, policy.name, range(self.stages.switch_step, self.num_steps))
 
     def sync(self, policies: list[Policy]) -> None:
         """Send updated weights to the engines."""
@@ -298,4 +307,6 @@ class SCoReTrainer:
             policy.updates = own["updates"]
             policy.steps_without_update = own["steps_without_update"]
             policy.kl_ctl.value = own["kl_coef"]
+            if not self.cfg.carry_optimizer and 0 < self.stages.switch_step < self.step:
+                policy.resume_schedule(self._stage2_schedule(policy))
             policy.sync()

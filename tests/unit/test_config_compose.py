@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ from omegaconf import OmegaConf
 
 from score_openrlhf.config.compose import Resolved, load_config, save, to_yaml_with_sources
 from score_openrlhf.config.errors import ConfigError
+from score_openrlhf.config.host_defaults import HOST_DEFAULTS
 from score_openrlhf.config.keys import keys
+from score_openrlhf.config.refused import REFUSED
 from score_openrlhf.config.schema import Config
 from score_openrlhf.config.sources import PROJECT_CONFIGS
 from score_openrlhf.config.validate import method_of
@@ -145,6 +148,32 @@ def test_unknown_override_names_the_nearest_keys(write, override, names):
     assert problem.startswith(f"unknown key {override.split('=')[0]} (command line)")
     for name in names:
         assert name in problem.split("did you mean")[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("reward.clip_range=[-10,10]", "shaped rewards reach 1 + alpha (11) and are never clipped"),
+        ("reward.overlong_buffer_len=64", "the host's length penalties measure one response"),
+        ("reward.stop_properly_penalty_coef=0.5", "the host's length penalties measure one response"),
+        ("algo.kl.use_loss=true", "as a loss it would have one weight for both turns; set beta1"),
+        ("algo.advantage.estimator=rloo", "computed for each turn here; set solver.baseline"),
+        ("rollout.top_k=50", "log-probs that are not the policy's"),
+        ("rollout.min_p=0.1", "log-probs that are not the policy's"),
+    ],
+)
+def test_a_key_of_the_hosts_that_contradicts_the_method_is_refused_with_the_reason(write, override, reason):
+    (problem,) = problems(write("alpha: 1\n"), override)
+    assert problem.startswith(f"{override.split('=')[0]} (command line) is the host's and refused here: ")
+    assert reason in problem
+
+
+def test_refused_keys_are_the_hosts_and_not_ours_and_name_keys_that_are_there():
+    for name, reason in REFUSED.items():
+        assert name in HOST_DEFAULTS or name in ("rollout.top_k", "rollout.min_p")  # which the host never sets
+        assert name not in keys()
+        for named in re.findall(r"\b(?:solver|guidance|critic|algo|task|rollout)\.[a-z_.]+", reason):
+            assert named in keys(), f"{name}: {named}"
 
 
 def test_all_problems_of_a_file_and_the_command_line_are_reported_at_once(write):

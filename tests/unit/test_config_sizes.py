@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from score_openrlhf.config.derive import is_update_step
+from score_openrlhf.config.derive import is_update_step, schedule_length
 from score_openrlhf.config.host_args import OURS, host_args, sizes
 from score_openrlhf.config.host_defaults import HOST_DEFAULTS
 from score_openrlhf.config.schema import Config
+from score_openrlhf.config.stages import num_steps, stage_of
 
 
 def config(**values) -> Config:
@@ -125,6 +126,25 @@ def test_updates_follow_stages_freezing_and_schedules(values, solver_updates, gu
     assert sizes(cfg, "solver").num_updates == solver_updates
     assert sizes(cfg, "guidance").num_updates == guidance_updates
     assert sizes(cfg, "guidance").scheduler_steps == max(1, guidance_updates)
+
+
+@pytest.mark.parametrize(
+    ("values", "first", "second"),
+    [
+        (dict(), 30, 20),  # one schedule over both stages; what a new one over stage II would have
+        (dict(carry_optimizer=False), 10, 20),
+        (dict(carry_optimizer=False, start_stage=2), 20, 20),
+        (dict(carry_optimizer=False, stage1_steps=0), 20, 20),
+        (dict(carry_optimizer=False, max_steps=12), 10, 2),
+        (dict(carry_optimizer=False, guidance__update_every=4), 3, 5),  # steps 0, 4, 8 and 12, 16, .., 28
+    ],
+)
+def test_each_stage_has_a_schedule_where_the_optimizer_is_not_carried_over(values, first, second):
+    cfg = config(**{"stage1_steps": 10, "stage2_steps": 20, **values})
+    assert sizes(cfg, "guidance").scheduler_steps == first
+    last = num_steps(cfg)
+    stage2 = range(next(step for step in range(last) if stage_of(cfg, step) == 2), last)
+    assert schedule_length(cfg, "guidance", stage2) == second
 
 
 def test_each_policy_has_its_own_arguments():

@@ -94,7 +94,10 @@ REFUSED = [
     (dict(rollout__top_p=0.9), "set rollout.top_p=1"),
     (dict(actor__policy_loss_type="gspo"), "set actor.policy_loss_type=ppo"),
     (dict(actor__loss_agg_mode="seq-mean-token-mean"), "set actor.loss_agg_mode=token-mean"),
+    (dict(algo__is_correction__level="seq"), "averages the ratio of engine and trainer over both turns"),
     (dict(solver__normalise="std"), "cancels 1 + alpha = 11.0"),
+    (dict(solver__normalise="group_std"), "cancels 1 + alpha = 11.0"),
+    (dict(solver__normalise="std", max_steps=100, stage_switch__metric="delta"), "cancels 1 + alpha = 11.0"),
     (dict(solver__baseline="group_mean", rollout__n_samples_per_prompt=1), "makes every advantage 0"),
     (dict(solver__dynamic_filtering=True, rollout__n_samples_per_prompt=1), "masks every problem"),
     (dict(method="rl_guided_score", guidance__dynamic_filtering=True), "masks every guidance"),
@@ -183,6 +186,8 @@ ALLOWED = [
     dict(beta1=0.0),
     dict(solver__normalise="std", stage2_steps=0),
     dict(solver__normalise="std", max_steps=100),  # ends with stage I
+    dict(solver__normalise="std", stage2_steps=0, stage_switch__metric="delta"),
+    dict(algo__is_correction__level="token"),
     dict(solver__normalise="std", solver__allow_std_in_stage2=True),
     dict(data__max_len=2304),  # method score writes no guidance
     dict(train_guidance_model=True),

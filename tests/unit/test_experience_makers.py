@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from score_openrlhf.experience.guidance import GuidanceExperienceMaker
+from score_openrlhf.experience.guidance import GuidanceExperienceMaker, own_reward
 from score_openrlhf.experience.solver import SolverExperienceMaker
 from tests.fakes import trajectory
 
@@ -161,9 +161,45 @@ def test_leak_costs_the_guidance():
     assert advantages(batch)[:2] == [[0.595] * 2, [-0.605] * 2]
 
 
-def test_own_guidance_reward():
-    batch = guidance_maker(reward_func=lambda t: float(t.guidance_index)).make_batch(four(), stage=2)
-    assert advantages(batch)[:2] == [[-1.005] * 2, [0.995] * 2]
+OWN_REWARD = """
+PAYS = 2.0  # a module of its own, not a text that is run
+
+def second_is_better(trajectory):
+    return PAYS * trajectory.guidance_index
+"""
+
+
+def test_own_guidance_reward_from_a_file(tmp_path):
+    """`guidance.reward=path/to/file.py:function`: leave-one-out within the state, 0 and 2, minus the KL and leaks."""
+    (tmp_path / "reward.py").write_text(OWN_REWARD)
+    rows = four()
+    rows[3].leak = 1.0  # of the second attempt's second guidance: 2 - 0.5
+    maker = guidance_maker(reward_func=own_reward(f"{tmp_path}/reward.py:second_is_better"), leak_penalty=0.5)
+    assert advantages(maker.make_batch(rows, stage=2)) == [[x - 0.005] * 2 for x in (-2, 2, -1.5, 1.5)]
+
+
+def test_own_guidance_reward_is_not_asked_about_rows_that_failed():
+    def reward(t):
+        assert t.failure is None
+        return float(t.guidance_index)
+
+    rows = [*four(), trajectory(0, 1, 2, failure="guide: ValueError", guidance=())]
+    assert advantages(guidance_maker(reward_func=reward, pad=8).make_batch(rows, stage=2))[4:] == [[]] * 4
+
+
+def test_own_guidance_reward_that_is_no_number_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"rewards\[0\] is nan"):
+        guidance_maker(reward_func=lambda t: float("nan")).make_batch(four(), stage=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("none.py:f", r"the file .*/none.py does not exist"), ("reward.py:other", r"defines no function other\(")],
+)
+def test_own_guidance_reward_that_is_not_there_is_refused(tmp_path, source, message):
+    (tmp_path / "reward.py").write_text(OWN_REWARD)
+    with pytest.raises(ValueError, match=message):
+        own_reward(f"{tmp_path}/{source}")
 
 
 def test_engine_distance_and_kl_are_logged():
