@@ -80,6 +80,12 @@ def test_the_status_of_a_failed_run_is_the_jobs(cluster, project):
     assert job.shown()["Restarts"] == "0"
 
 
+def test_a_job_that_may_not_be_requeued_says_how_to_go_on(cluster, project):
+    job = submit(cluster, project, "exit 75", "--no-requeue")
+    assert job.wait_for("FAILED", seconds=30)["ExitCode"] == "75:0"
+    assert "it could not be requeued; submit the same words again to go on" in job.log()
+
+
 def test_a_warning_during_start_up_waits_for_the_driver(cluster, project):
     """SLURM's own warning, by the file's own header: five minutes before the limit of five minutes.
 
@@ -95,7 +101,7 @@ while true; do sleep 0.1; done
 """
     job = submit(cluster, project, driver, "--time=5")
     # SLURM looks at the limits twice a minute
-    job.wait_until(lambda: job.shown()["Restarts"] == "1", "to be requeued", seconds=90)
+    job.wait_until(lambda: job.shown()["Restarts"] == "1", "to be requeued", seconds=75)
     job.wait_for("PENDING", seconds=30)
     job.start_soon()
     job.wait_for("COMPLETED", seconds=60)
