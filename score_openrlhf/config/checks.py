@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -9,6 +10,7 @@ from score_openrlhf.config.derive import (
     GUIDANCE,
     POLICIES,
     SOLVER,
+    group_sizes,
     guidance_start,
     has_guidance,
     lora_rank,
@@ -217,16 +219,27 @@ def batches(cfg: Config) -> Iterator[str]:
     """Ranks, micro batches and optimizer batches, with the arithmetic shown."""
     split = cfg.ds.ring_attn_size * cfg.ds.tensor_parallel_size
     for policy in POLICIES if method_of(cfg) == "rl_guided_score" else (SOLVER,):
-        world = world_size(cfg, policy)
-        if world % split:
+        groups = group_sizes(cfg, policy)
+        uneven = {num_gpus: group for group, num_gpus in reversed(groups.items()) if num_gpus % split}
+        for num_gpus, group in uneven.items():
             yield (
-                f"{policy}: {world} GPUs do not divide by ds.ring_attn_size {cfg.ds.ring_attn_size} x "
+                f"{group}: {num_gpus} GPUs do not divide by ds.ring_attn_size {cfg.ds.ring_attn_size} x "
                 f"ds.tensor_parallel_size {cfg.ds.tensor_parallel_size} = {split}"
             )
+        if uneven:
             continue
+        world = groups[policy]
         if world % cfg.ds.zpg:
             yield f"{policy}: {world} GPUs do not divide by ds.zpg {cfg.ds.zpg}"
-        ranks = world // split
+        for group, num_gpus in groups.items():
+            if cfg.train.dynamic_batch_enable and world % num_gpus:
+                yield (
+                    f"{policy}: with train.dynamic_batch_enable its {world} GPUs must divide by the {num_gpus} of its "
+                    f"{group} group, whose ranks would get unequal numbers of batches and wait for ever: set "
+                    f"{group}.num_nodes and {group}.num_gpus_per_node"
+                )
+        # the critic's optimizer steps are over the same rows
+        ranks = math.lcm(world, groups.get("critic", world)) // split
         micro = 1 if cfg.train.dynamic_batch_enable else cfg.train.micro_batch_size
         if cfg.train.batch_size and cfg.train.batch_size % (ranks * micro) and trains(cfg, policy):
             rows = trajectories_per_step(cfg)

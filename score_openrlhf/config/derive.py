@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from score_openrlhf.config.schema import Config
+from score_openrlhf.config.schema import Config, CriticConfig, RefConfig
 from score_openrlhf.config.stages import num_steps, stage_of
 
 SOLVER = "solver"
@@ -91,6 +91,33 @@ def world_size(cfg: Config, policy: str) -> int:
     return num_nodes * (cfg.guidance_actor.num_gpus_per_node or cfg.actor.num_gpus_per_node)
 
 
+def shares_reference(cfg: Config) -> bool:
+    """Whether one reference group serves both policies: same checkpoint and temperature (the rest is the run's).
+
+    `cfg` has passed `validate`, which refuses to share one where they differ.
+    """
+    wanted = wants_shared_reference(cfg)
+    if wanted is not None:
+        return wanted
+    same_temperature = cfg.rollout.temperature == cfg.rollout.guidance_temperature
+    return has_guidance(cfg) and guidance_start(cfg) == cfg.model_path and same_temperature
+
+
+def group_sizes(cfg: Config, policy: str) -> dict[str, int]:
+    """Processes (GPUs) of each group that passes over the policy's rows: its own, its reference's, the critic's."""
+    shared = policy == GUIDANCE and shares_reference(cfg)
+    found = {policy: world_size(cfg, policy), "ref": _size_of(cfg, cfg.ref, SOLVER if shared else policy)}
+    if policy == SOLVER and cfg.critic.enable:
+        found["critic"] = _size_of(cfg, cfg.critic, SOLVER)
+    return found
+
+
+def _size_of(cfg: Config, section: RefConfig | CriticConfig, policy: str) -> int:
+    own = cfg.guidance_actor if policy == GUIDANCE else cfg.actor
+    num_nodes = section.num_nodes or own.num_nodes or cfg.actor.num_nodes
+    return num_nodes * (section.num_gpus_per_node or own.num_gpus_per_node or cfg.actor.num_gpus_per_node)
+
+
 def trajectories_per_step(cfg: Config) -> int:
     """Problems x attempts per problem (N) x revisions per attempt (K)."""
     return cfg.rollout.batch_size * cfg.rollout.n_samples_per_prompt * cfg.guidance_samples
@@ -99,17 +126,19 @@ def trajectories_per_step(cfg: Config) -> int:
 def sizes(cfg: Config, policy: str) -> Sizes:
     """The arithmetic of one policy's updates; `cfg` has passed `validate`.
 
-    The host hands micro batches of log-prob passes to ranks in equal numbers and drops rows that fill no whole
-    accumulation window, so an update trains on rows padded to a multiple of both. Without `train.batch_size` all of
-    them are one optimizer step.
+    The host hands micro batches of log-prob passes to the ranks of each group, the reference's and the critic's too,
+    and hangs where a rank gets more of them than another; rows that fill no whole accumulation window it drops. So an
+    update trains on rows padded to a multiple of all. Without `train.batch_size` they are one optimizer step.
     """
     world = world_size(cfg, policy)
-    ranks = world // (cfg.ds.ring_attn_size * cfg.ds.tensor_parallel_size)
+    split = cfg.ds.ring_attn_size * cfg.ds.tensor_parallel_size
+    groups = {group: num_gpus // split for group, num_gpus in group_sizes(cfg, policy).items()}
+    ranks = groups[policy]
     rows = trajectories_per_step(cfg)
     # Dynamic batches fill micro batches by tokens: any number of rows per rank will do.
     dynamic = cfg.train.dynamic_batch_enable
-    train_unit = ranks * (1 if dynamic else cfg.train.micro_batch_size)
-    rollout_unit = ranks * (1 if dynamic else cfg.rollout.micro_batch_size)
+    train_unit = math.lcm(ranks, groups.get("critic", 1)) * (1 if dynamic else cfg.train.micro_batch_size)
+    rollout_unit = math.lcm(*groups.values()) * (1 if dynamic else cfg.rollout.micro_batch_size)
     train_batch_size = cfg.train.batch_size or _round_up(rows, math.lcm(train_unit, rollout_unit))
     pad_multiple = math.lcm(train_batch_size, rollout_unit)
     padded_rows = _round_up(rows, pad_multiple)

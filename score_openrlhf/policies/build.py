@@ -14,7 +14,7 @@ from openrlhf.utils.utils import get_tokenizer
 from ray.util.placement_group import PlacementGroup
 
 from score_openrlhf import platform
-from score_openrlhf.config.derive import method_of, sizes
+from score_openrlhf.config.derive import method_of, shares_reference, sizes
 from score_openrlhf.config.host_args import host_args
 from score_openrlhf.config.schema import Config
 from score_openrlhf.experience.guidance import GuidanceExperienceMaker, own_reward
@@ -23,7 +23,7 @@ from score_openrlhf.policies.actors import CriticActor, PolicyActor, ReferenceAc
 from score_openrlhf.policies.cluster import cluster_nodes, reserve, reserve_role
 from score_openrlhf.policies.engines import create_engines
 from score_openrlhf.policies.groups import ActorGroup
-from score_openrlhf.policies.placement import check_cluster, guidance_path, place, shares_reference
+from score_openrlhf.policies.placement import check_cluster, guidance_path, place
 from score_openrlhf.policies.policy import Engines, Policy
 from score_openrlhf.tasks.base import Templates
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from score_openrlhf.config.derive import guidance_start, has_guidance, method_of, wants_shared_reference
+from score_openrlhf.config.derive import guidance_start, has_guidance, method_of, shares_reference
 from score_openrlhf.config.schema import Config
 
 
@@ -64,17 +64,6 @@ class Node:
 def guidance_path(cfg: Config) -> str | None:
     """The guidance model's starting checkpoint, or None for method score."""
     return guidance_start(cfg) if has_guidance(cfg) else None
-
-
-def shares_reference(cfg: Config) -> bool:
-    """Whether one reference group serves both policies: same checkpoint and temperature (the rest is the run's).
-
-    `cfg` has passed `validate`, which refuses to share one where they differ.
-    """
-    wanted = wants_shared_reference(cfg)
-    if wanted is not None:
-        return wanted
-    return guidance_path(cfg) == cfg.model_path and cfg.rollout.temperature == cfg.rollout.guidance_temperature
 
 
 def place(cfg: Config) -> Placement:

@@ -13,6 +13,7 @@ from score_openrlhf.config.host_args import OURS, host_args, sizes
 from score_openrlhf.config.host_defaults import HOST_DEFAULTS
 from score_openrlhf.config.schema import Config
 from score_openrlhf.config.stages import num_steps, stage_of
+from score_openrlhf.policies.placement import place
 
 
 def config(**values) -> Config:
@@ -82,6 +83,23 @@ def test_dynamic_batches_train_every_padded_row(cfg, policy):
     expected = args.rollout.batch_size * args.rollout.n_samples_per_prompt // args.train.batch_size
     steps = min(expected, local_rows // local_train_batch_size)
     assert steps * local_train_batch_size == local_rows
+
+
+@given(configs(), st.integers(1, 4), st.integers(1, 4), st.booleans())
+def test_every_group_gets_whole_micro_batches_in_equal_numbers(cfg, ref_gpus, critic_gpus, own_model):
+    """openrlhf/trainer/ray/launcher.py:354 hands out ceil(batches / ranks) each: 5 to two ranks as 3 and 2, a hang."""
+    cfg.train.dynamic_batch_enable, cfg.train.batch_size, cfg.ds.ring_attn_size = False, None, 1
+    cfg.ref.num_gpus_per_node, cfg.critic.num_gpus_per_node, cfg.critic.enable = ref_gpus, critic_gpus, True
+    cfg.guidance_model_path = "owner/other" if own_model else None
+    for policy in ("solver", "guidance"):
+        size = sizes(cfg, policy)
+        num_batches = size.padded_rows // cfg.rollout.micro_batch_size
+        roles = place(cfg).roles
+        reference = roles.get(f"{policy}_reference", roles["solver_reference"])
+        groups = [roles[f"{policy}_actor"], reference, *([roles["solver_critic"]] if policy == "solver" else [])]
+        assert not any(num_batches % group.num_gpus for group in groups)
+    critic = roles["solver_critic"].num_gpus
+    assert sizes(cfg, "solver").train_batch_size % (critic * cfg.train.micro_batch_size) == 0
 
 
 def test_sizes_of_a_worked_example():

@@ -149,6 +149,15 @@ REFUSED = [
     ),
     (dict(ds__ring_attn_size=3, actor__num_gpus_per_node=2), "2 GPUs do not divide by ds.ring_attn_size 3"),
     (dict(ds__zpg=4, actor__num_gpus_per_node=2), "2 GPUs do not divide by ds.zpg 4"),
+    (dict(ds__ring_attn_size=2, actor__num_gpus_per_node=4, ref__num_gpus_per_node=1), "ref: 1 GPUs do not divide"),
+    (
+        dict(train__dynamic_batch_enable=True, actor__num_gpus_per_node=4, ref__num_gpus_per_node=3),
+        "its 4 GPUs must divide by the 3 of its ref group",
+    ),
+    (
+        dict(critic__enable=True, critic__num_gpus_per_node=3, actor__num_gpus_per_node=2, train__batch_size=32),
+        "train.batch_size 32 does not divide by 6 ranks x train.micro_batch_size 4 = 24; set it to 24 or 48",
+    ),
     (
         dict(train__batch_size=30, actor__num_gpus_per_node=2),
         "solver: train.batch_size 30 does not divide by 2 ranks x train.micro_batch_size 4 = 8; set it to 24 or 32 "

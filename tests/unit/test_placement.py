@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from score_openrlhf.config.compose import load_config
+from score_openrlhf.config.derive import shares_reference
 from score_openrlhf.config.schema import Config
 from score_openrlhf.config.sources import PROJECT_CONFIGS
 from score_openrlhf.config.validate import validate
@@ -14,7 +15,6 @@ from score_openrlhf.policies.placement import (
     check_cluster,
     engine_bundles,
     place,
-    shares_reference,
 )
 
 
