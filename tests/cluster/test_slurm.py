@@ -198,7 +198,7 @@ def test_the_warning_saves_both_policies_and_requeues(finished):
     assert manifest["policies"] == ["solver", "guidance"]
     assert finished.pending["Restarts"] == "1"
     assert f"stopped by a signal after step {saved} of {NUM_STEPS}" in finished.job.log("n1")
-    assert f"saved; job {finished.job.number} is requeued" in finished.job.log()
+    assert f"steps are left: requeueing job {finished.job.number}\n" in finished.job.log()
 
 
 def test_both_copies_leave_with_the_drivers_status(finished):
