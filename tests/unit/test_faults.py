@@ -337,6 +337,20 @@ def test_a_policy_with_signal_is_updated_at_its_first_due_step(tmp_path):
     assert (metrics["guidance/updated"], metrics["guidance/no_signal"]) == (1.0, 0.0)
 
 
+def test_what_the_host_says_of_an_update_is_logged_under_the_policys_name(tmp_path):
+    class Speaking(FakePolicy):
+        def update(self, batch, step):
+            said = {"entropy_loss": 1.5, "is_filter_ratio": 0.25, "critic_loss": 0.5, "policy_loss": 9.0}
+            return super().update(batch, step) | said
+
+    guidance = Speaking("guidance")
+    metrics = trainer(tmp_path, guidance).update_policy(guidance, [], 1, due=True)
+    assert metrics["guidance/entropy_loss"] == 1.5  # actor.entropy_coef=0 asks for nothing but this line
+    assert metrics["guidance/is_filter_ratio"] == 0.25
+    assert metrics["guidance/critic_loss"] == 0.5
+    assert "guidance/policy_loss" not in metrics  # a mean of micro batches; `loss` is the batch's
+
+
 @pytest.mark.parametrize(
     ("nothing", "cause"),
     [
