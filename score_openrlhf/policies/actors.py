@@ -17,7 +17,9 @@ import ray
 import torch
 from openrlhf.trainer.ray.launcher import ReferenceModelActor as HostReferenceActor
 from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
+from peft import PeftModel
 
+from score_openrlhf.policies import lora
 from score_openrlhf.policies.optimizer import Learner
 
 DS_FOLDER = "_actor"  # the host's own names: its --ckpt.path points at the folder above
@@ -28,6 +30,12 @@ class PolicyUpdate(host_actor.ActorPPOTrainer):
     """The host's update of one policy, safe for windows and micro batches in which every row is masked."""
 
     num_skipped_windows = 0
+
+    def broadcast_to_vllm(self) -> None:
+        if isinstance(self.actor.model.module, PeftModel):
+            lora.broadcast(self)
+        else:
+            super().broadcast_to_vllm()
 
     def ppo_train(self, kl_ctl: float) -> dict[str, float]:
         self._skipped_micro_batches = 0
@@ -122,12 +130,16 @@ class _PolicyActor(Learner, host_actor.PolicyModelActor.__ray_actor_class__):  #
 
     def export_hf(self, folder: str) -> None:
         """Write the policy in Hugging Face form, tokenizer and chat template included, to `folder`."""
-        use_cache = self.strategy._unwrap_model(self.actor).config.use_cache
-        self.strategy._unwrap_model(self.actor).config.use_cache = True  # the host switches it off for training
+        model = self.strategy._unwrap_model(self.actor)
+        use_cache = model.config.use_cache
+        model.config.use_cache = True  # the host switches it off for training
         try:
-            self.strategy.save_model(self.actor, self.tokenizer, folder)
+            if isinstance(model, PeftModel):  # the host would write adapters alone, which no engine loads by itself
+                lora.export(model, self.tokenizer, folder, zero_stage=self.strategy.args.ds.zero_stage)
+            else:
+                self.strategy.save_model(self.actor, self.tokenizer, folder)
         finally:
-            self.strategy._unwrap_model(self.actor).config.use_cache = use_cache
+            model.config.use_cache = use_cache
 
 
 class _CriticActor(Learner, host_critic.CriticModelActor.__ray_actor_class__):  # type: ignore[name-defined]
