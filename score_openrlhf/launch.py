@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         _say(str(error))
         return 2
-    for name in (*LAUNCHER_VARIABLES, *MEETING_VARIABLES):
+    for name in (*LAUNCHER_VARIABLES, *MEETING_VARIABLES, *platform.device_variables()):
         os.environ.pop(name, None)
     signal.signal(signal.SIGTERM, _leave)
     if place.rank == 0:
@@ -182,10 +182,11 @@ def _train_on_cluster(store: Any, place: Place, argv: list[str]) -> int:
     if resolved.cfg.ray.address not in (None, "auto"):
         return command(["train", *argv])  # the user's own cluster
     try:
-        peers = _wait_for_nodes(store, place)
+        peers = _wait_for(store, place, "node", f"come to {place.address}:{place.port}")
         meeting = {"folder": f"/tmp/score-openrlhf-{secrets.token_hex(4)}", "num_gpus": num_gpus}
         with ray_cluster.head(ray_cluster.own_address(peers[0]["ip"]), num_gpus) as node:
             store.set("ray", json.dumps({"address": node.address, **meeting}))
+            _wait_for(store, place, "joined", f"join Ray at {node.address}")
             names = ", ".join([socket.gethostname(), *(peer["host"] for peer in peers)])
             _say(f"Ray runs at {node.address} on {place.num_nodes} nodes: {names}")
             platform.start_fork_server(meeting["folder"])
@@ -194,23 +195,26 @@ def _train_on_cluster(store: Any, place: Place, argv: list[str]) -> int:
         return complain(error, status=1)
 
 
-def _wait_for_nodes(store: Any, place: Place) -> list[dict[str, str]]:
-    """Host name and address of every other node; raises RayNodeError if one does not come in time."""
+def _wait_for(store: Any, place: Place, key: str, doing: str) -> list[dict[str, str]]:
+    """What every other node has put under `key`; raises RayNodeError if one has failed, or says nothing in time."""
     deadline = time.monotonic() + MEETING_TIMEOUT.total_seconds()
     missing = list(range(1, place.num_nodes))
     said: list[int] | None = None
-    while missing := [node for node in missing if not store.check([f"node/{node}"])]:
+    while missing := [node for node in missing if not store.check([f"{key}/{node}"])]:
+        for node in missing:
+            if store.check([f"failed/{node}"]):
+                raise ray_cluster.RayNodeError(store.get(f"failed/{node}").decode())
         if missing != said:
-            _say(f"waiting for {len(missing)} of {place.num_nodes} nodes to come to {place.address}:{place.port}")
+            _say(f"waiting for {len(missing)} of {place.num_nodes} nodes to {doing}")
             said = missing
         if time.monotonic() > deadline:
             numbers = ", ".join(map(str, missing))
             raise ray_cluster.RayNodeError(
-                f"node {numbers} of 0 to {place.num_nodes - 1} did not come to {place.address}:{place.port} within "
-                f"{MEETING_TIMEOUT}; look at its own log, and whether it can reach this address and port"
+                f"node {numbers} of 0 to {place.num_nodes - 1} did not {doing} within {MEETING_TIMEOUT}; look at its "
+                "own log, and whether it can reach this address and port"
             )
         time.sleep(0.5)
-    return [json.loads(store.get(f"node/{node}")) for node in range(1, place.num_nodes)]
+    return [json.loads(store.get(f"{key}/{node}")) for node in range(1, place.num_nodes)]
 
 
 @contextlib.contextmanager
@@ -238,16 +242,19 @@ def _host_ray(store: Any, place: Place) -> int:
     if meeting is None:
         return driver.wait()
     platform.start_fork_server(meeting["folder"])
-    with ray_cluster.member(meeting["address"], own["ip"], meeting["num_gpus"]) as node:
-        driver.watch()
-        while driver.status is None:
-            try:
+    try:
+        with ray_cluster.member(meeting["address"], own["ip"], meeting["num_gpus"]) as node:
+            store.set(f"joined/{place.node}", json.dumps(own))
+            driver.watch()
+            while driver.status is None:
                 node.check()
-            except ray_cluster.RayNodeError as error:
-                _say(str(error))
-                return 1
-            time.sleep(0.5)
-    return driver.status
+                time.sleep(0.5)
+            return driver.status
+    except ray_cluster.RayNodeError as error:
+        _say(str(error))
+        with contextlib.suppress(RuntimeError):  # the driver has gone too
+            store.set(f"failed/{place.node}", str(error))
+        return 1
 
 
 def _follow(store: Any) -> int:

@@ -28,6 +28,7 @@ from score_openrlhf import platform
 
 START_SECONDS = 180.0  # a cold file system can take a minute for Ray's imports
 END_SECONDS = 20.0
+STARTED = "Ray runtime started"  # `ray start` prints it when all its processes are there
 PR_SET_PDEATHSIG = 1
 
 
@@ -43,37 +44,44 @@ class RayNode:
     process: subprocess.Popen
     log: Path
 
+    def wait(self) -> None:
+        """Return when Ray runs on this node; raises RayNodeError if it ends or takes longer than START_SECONDS."""
+        deadline = time.monotonic() + START_SECONDS
+        while STARTED not in self.log.read_text(errors="replace"):
+            self.check()
+            if time.monotonic() > deadline:
+                raise RayNodeError(
+                    f"Ray on {socket.gethostname()} did not start within {START_SECONDS:.0f} s; {self.last_words()}"
+                )
+            time.sleep(0.2)
+
+    def last_words(self) -> str:
+        """The end of what `ray start` printed."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()[-15:]
+        return "the last it said:\n  " + "\n  ".join(lines)
+
     def check(self) -> None:
         """Raises RayNodeError if Ray has ended on this node, with the end of what it said."""
         status = self.process.poll()
         if status is not None:
-            lines = self.log.read_text(errors="replace").strip().splitlines()[-15:]
-            raise RayNodeError(
-                f"Ray on {socket.gethostname()} ended with status {status}; the last it said:\n  " + "\n  ".join(lines)
-            )
+            raise RayNodeError(f"Ray on {socket.gethostname()} ended with status {status}; {self.last_words()}")
 
 
 @contextlib.contextmanager
 def head(ip: str, num_gpus: int) -> Iterator[RayNode]:
-    """A new cluster with this node as its head, on a free port of `ip`; yields when it takes connections.
+    """A new cluster with this node as its head, on a free port of `ip`; yields when it runs.
 
     `num_gpus` are the logical GPUs of a CPU machine; on GPU machines Ray counts the devices. Raises RayNodeError.
     """
     port = free_port()
     words = ["--head", f"--port={port}", f"--ray-client-server-port={free_port()}", "--include-dashboard=false"]
     with _ray_start([*words, f"--temp-dir={temp_dir()}"], f"{ip}:{port}", ip, num_gpus) as node:
-        deadline = time.monotonic() + START_SECONDS
-        while not _listens(ip, port):
-            node.check()
-            if time.monotonic() > deadline:
-                raise RayNodeError(f"Ray's head took no connection at {node.address} within {START_SECONDS:.0f} s")
-            time.sleep(0.2)
         yield node
 
 
 @contextlib.contextmanager
 def member(address: str, ip: str, num_gpus: int) -> Iterator[RayNode]:
-    """This node as a member of the cluster at `address`; arguments and errors as of `head`."""
+    """This node as a member of the cluster at `address`; yields when it has joined; the rest as of `head`."""
     with _ray_start([f"--address={address}"], address, ip, num_gpus) as node:
         yield node
 
@@ -101,8 +109,10 @@ def _ray_start(words: list[str], address: str, ip: str, num_gpus: int) -> Iterat
                 start_new_session=True,  # ctrl-C is for the driver, which ends its roles in order
                 preexec_fn=end_with_parent,
             )
+        node = RayNode(address, process, log)
         try:
-            yield RayNode(address, process, log)
+            node.wait()
+            yield node
         finally:
             _end(process)
 
@@ -142,9 +152,3 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("", 0))
         return sock.getsockname()[1]
-
-
-def _listens(ip: str, port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((ip, port), timeout=1):
-        return True
-    return False

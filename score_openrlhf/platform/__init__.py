@@ -16,6 +16,7 @@ from score_openrlhf.platform.forking import start as start_fork_server
 from score_openrlhf.platform.hooks import install
 from score_openrlhf.platform.settings import (
     attn_implementation,
+    device_variables,
     engine_kwargs,
     environment,
     ray_init_kwargs,
@@ -27,6 +28,7 @@ from score_openrlhf.platform.settings import (
 __all__ = [
     "activate",
     "attn_implementation",
+    "device_variables",
     "engine_kwargs",
     "environment",
     "is_cpu",

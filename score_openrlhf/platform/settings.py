@@ -88,6 +88,12 @@ def ray_init_kwargs(num_gpus: int, num_cpus: int | None = None, *, address: str 
     return kwargs
 
 
+def device_variables() -> tuple[str, ...]:
+    """What a launcher says of devices and does not hold here: on CPU machines the GPUs are logical, and Ray refuses to
+    count more of them than CUDA_VISIBLE_DEVICES names."""
+    return ("CUDA_VISIBLE_DEVICES",) if is_cpu() else ()
+
+
 def ray_start_words(num_gpus: int) -> list[str]:
     """Words for `ray start` on a node of a cluster: on CPU machines its logical GPUs and CPUs."""
     if not is_cpu():
