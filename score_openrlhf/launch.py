@@ -30,6 +30,7 @@ from typing import Any
 
 from score_openrlhf import platform, ray_cluster
 from score_openrlhf.cli import main as command
+from score_openrlhf.trainer.stop import stop_request
 
 MEETING_TIMEOUT = timedelta(minutes=10)
 LEAVING_SECONDS = 30.0
@@ -121,6 +122,7 @@ def main(argv: list[str]) -> int:
         os.environ.pop(name, None)
     signal.signal(signal.SIGTERM, _leave)
     if place.rank == 0:
+        stop_request.listen()  # before anyone can know the process: until then the signal would end it
         with _pid_file():
             return command(["train", *argv]) if place.world_size == 1 else _drive(place, argv)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's to answer
