@@ -93,6 +93,7 @@ class CriticUpdate(host_critic.CriticPPOTrainer):
 
 # init_model_from_pretrained names these classes ("configure Trainer"), so they are replaced where it looks them up.
 host_actor.ActorPPOTrainer = PolicyUpdate
+host_actor.Actor = lora.AdaptedActor
 host_critic.CriticPPOTrainer = CriticUpdate
 
 

@@ -15,14 +15,30 @@ from typing import Any
 import ray
 import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from openrlhf.models import Actor
 from openrlhf.trainer.ray.utils import get_physical_gpu_id
 from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
+from openrlhf.utils.utils import convert_to_torch_dtype
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import transpose
 
 ADAPTER_FOLDER = "adapter"  # of an export: the adapters alone, in PEFT's form
 ADAPTER = "default"  # the name get_peft_model gives the one adapter
+
+
+class AdaptedActor(Actor):
+    """OpenRLHF's model with adapters in the type of its weights.
+
+    PEFT makes them floats, and ZeRO-3 takes parameters as they are (deepspeed/runtime/engine.py,
+    _cast_module_mixed_precision), so bf16 and floats would stand side by side. Master weights are floats anyway.
+    """
+
+    def __init__(self, *args: Any, param_dtype: str = "bf16", **kwargs: Any):
+        super().__init__(*args, param_dtype=param_dtype, **kwargs)
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.to(convert_to_torch_dtype(param_dtype))
 
 
 @dataclass

@@ -72,6 +72,17 @@ def test_the_export_loads_in_transformers_and_in_plain_vllm(lora_run):
     assert "all load" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
 
 
+def test_adapters_are_of_the_type_of_the_weights(bench):
+    """bf16, as on a GPU: ZeRO-3 would keep PEFT's floats beside it."""
+    changes = {"ds.param_dtype": "bf16", "guidance_model_path": "null", "ds.lora.rank": 4, "actor.adam.lr": 1e-2}
+    run = bench.train("lora_bf16", "smart_score_math", max_steps=2, **changes, **{"eval.before_and_after": "false"})
+    assert [line["solver/optimizer_steps"] for line in run.metrics] == [1, 2]
+    assert run.metrics[1]["solver/engine_logprob_diff"] < 0.05  # bf16
+    assert abs(run.metrics[1]["solver/kl_t1"]) > 1e-3
+    adapters = load_file(run.folder / "solver" / "adapter" / "adapter_model.safetensors")
+    assert {str(value.dtype) for value in adapters.values()} == {"torch.bfloat16"}
+
+
 def test_a_run_with_adapters_goes_on_from_its_checkpoint(bench, lora_run):
     folder = bench.folder / "lora_resumed"
     shutil.copytree(lora_run.folder, folder)
