@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,13 +39,19 @@ def bootstrap(groups: Sequence[Sequence[float]], *, seed: int = 0, num_resamples
     counts = np.array([len(group) for group in groups], dtype=float)
     if not counts.sum():
         raise ValueError("a mean needs at least one value; leave a metric without a case out")
-    draws = np.random.default_rng(seed).multinomial(
-        len(groups), np.full(len(groups), 1 / len(groups)), size=num_resamples
-    )
+    draws = _draws(len(groups), seed, num_resamples)
     drawn = draws @ counts
     means = (draws @ sums)[drawn > 0] / drawn[drawn > 0]  # a draw of problems without a case has no mean
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(sums.sum() / counts.sum()), float(low), float(high), int(counts.sum()))
+
+
+@lru_cache(maxsize=2)
+def _draws(num_groups: int, seed: int, num_resamples: int) -> np.ndarray:
+    """How often each group is in each resample; kept, since all the metrics of an evaluation are drawn alike."""
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=num_resamples)
+    return draws.astype(float)  # so that no product converts them again
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
