@@ -75,12 +75,9 @@ class CriticUpdate(host_critic.CriticPPOTrainer):
     """The host's update of the critic, safe for windows and micro batches in which every row is masked."""
 
     def ppo_train(self) -> dict[str, float]:
-        """As the host's, which logs means over micro batches: a part of a window's loss, and of the last norm."""
+        """As the host's, which logs norm and rate as means over micro batches, of which the last alone steps."""
         self._last: dict[str, float] = {}
-        status = super().ppo_train() | self._last
-        if not self.args.train.dynamic_batch_enable:
-            status["critic_loss"] *= self.strategy.accumulated_gradient  # each micro batch adds its tokens' part
-        return status
+        return super().ppo_train() | self._last
 
     def training_step(self, experience, step, loss_batch_info=None):
         """As the host's, but a window without action tokens is left out on all ranks alike."""
