@@ -28,6 +28,7 @@ from score_openrlhf.trainer.clock import Clock
 from score_openrlhf.trainer.metrics import STEP_METRICS, num_sampled_tokens, timing_metrics, trajectory_metrics
 from score_openrlhf.trainer.runlog import RunLog
 from score_openrlhf.trainer.stages import Stages
+from score_openrlhf.trainer.stop import Stopped, stop_request
 
 logger = init_logger(__name__)
 
@@ -70,6 +71,7 @@ class SCoReTrainer:
         self.started = time.perf_counter()
         self.seconds_before = 0.0  # wall time of the interrupted runs this one goes on from
         self.best: dict[str, float] | None = None  # step and acc_t2 of the best evaluated pair so far
+        self.saved_step = 0  # of the newest checkpoint
         self.first_update: float | None = None  # time.perf_counter() after the first optimizer step
 
     # ── the loop ──
@@ -80,7 +82,10 @@ class SCoReTrainer:
 
     def fit(self) -> None:
         """Train to the last step, with checkpoints and evaluations on the way."""
+        self.progress.started = time.perf_counter()  # the time left is counted from the steps alone
         while self.step < self.num_steps:
+            if stop_request.requested:
+                self._stop()
             if self.step == self.stages.switch_step and self.step > 0 and not self.cfg.carry_optimizer:
                 self.reset_optimizers()  # before stage II, not after stage I: its checkpoint may be the run's last
             metrics = self.train_step()
@@ -96,6 +101,12 @@ class SCoReTrainer:
             self.progress.step(self.step, metrics)
             if last or is_best or self._due(self.cfg.ckpt.save_steps):
                 self.save()
+
+    def _stop(self) -> None:
+        """Leave the loop with a checkpoint of where it is."""
+        if self.step > self.saved_step:
+            self.save()
+        raise Stopped(f"stopped by a signal after step {self.step} of {self.num_steps}; the same command goes on")
 
     def note_best(self, evaluated: dict[str, float]) -> bool:
         """Whether the current pair is the best evaluated so far, by held-out acc_t2; its checkpoint is then kept."""
@@ -200,7 +211,6 @@ class SCoReTrainer:
 
     def sync(self, policies: list[Policy]) -> None:
         """Send updated weights to the engines."""
-        self.progress.phase("sync", self.step)
         start = time.perf_counter()
         for policy in policies:
             self.doing(policy.name, "sync")
@@ -290,13 +300,14 @@ class SCoReTrainer:
             keep=self.cfg.ckpt.max_num,
             best=int(self.best["step"]) if self.best else None,
         )
+        self.saved_step = self.step
         self.clock.add("checkpoint", start)
 
     def resume(self, saved: checkpoint.Checkpoint) -> None:
         """Take over from a checkpoint whose policies are loaded already, and bring the engines to their weights."""
         checkpoint.check_steps(saved, {p.name: p.loaded_step for p in self.roles.policies})
         state = saved.state
-        self.step = state["step"]
+        self.step = self.saved_step = state["step"]
         self.order.position = state["data_position"]
         self.stages.restore(state["stages"], self.step)
         self.best = state["best"]
