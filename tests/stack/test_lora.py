@@ -38,7 +38,7 @@ def test_engines_sample_from_the_adapted_weights(lora_run):
             assert line[f"{policy}/updated"] == 1 and line[f"{policy}/grad_norm"] > 0
             assert line[f"{policy}/engine_logprob_diff"] < 1e-4
     # and the adapters had moved by then: engines that had kept the old weights would be seen
-    assert abs(lora_run.metrics[1]["solver/kl_t1"]) > 1e-3 and abs(lora_run.metrics[1]["guidance/kl"]) > 1e-3
+    assert abs(lora_run.metrics[1]["solver/kl_t1"]) > 1e-4 and abs(lora_run.metrics[1]["guidance/kl"]) > 1e-4
 
 
 @pytest.mark.parametrize(("policy", "start", "rank"), [("solver", "model", 4), ("guidance", "tutor", 2)])
@@ -78,7 +78,7 @@ def test_adapters_are_of_the_type_of_the_weights(bench):
     run = bench.train("lora_bf16", "smart_score_math", max_steps=2, **changes, **{"eval.before_and_after": "false"})
     assert [line["solver/optimizer_steps"] for line in run.metrics] == [1, 2]
     assert run.metrics[1]["solver/engine_logprob_diff"] < 0.05  # bf16
-    assert abs(run.metrics[1]["solver/kl_t1"]) > 1e-3
+    assert abs(run.metrics[1]["solver/kl_t1"]) > 1e-4
     adapters = load_file(run.folder / "solver" / "adapter" / "adapter_model.safetensors")
     assert {str(value.dtype) for value in adapters.values()} == {"torch.bfloat16"}
 
