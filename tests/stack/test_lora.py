@@ -38,7 +38,7 @@ def test_engines_sample_from_the_adapted_weights(lora_run):
             assert line[f"{policy}/updated"] == 1 and line[f"{policy}/grad_norm"] > 0
             assert line[f"{policy}/engine_logprob_diff"] < 1e-4
     # and the adapters had moved by then: engines that had kept the old weights would be seen
-    assert abs(lora_run.metrics[1]["solver/kl_t1"]) > 1e-4 and abs(lora_run.metrics[1]["guidance/kl"]) > 1e-4
+    assert abs(lora_run.metrics[1]["solver/kl_t1"]) > 1e-5 and abs(lora_run.metrics[1]["guidance/kl"]) > 1e-5
 
 
 @pytest.mark.parametrize(("policy", "start", "rank"), [("solver", "model", 4), ("guidance", "tutor", 2)])
