@@ -33,7 +33,7 @@ from score_openrlhf.cli import main as command
 from score_openrlhf.trainer.stop import stop_request
 
 MEETING_TIMEOUT = timedelta(minutes=10)
-LEAVING_SECONDS = 30.0
+LEAVING_SECONDS = 10.0  # below the time that a batch system leaves between SIGTERM and SIGKILL
 PID_FILE = "SCORE_OPENRLHF_PID_FILE"  # rank 0 writes its process id there, for a batch script that passes a signal on
 # What launchers set for torch.distributed; Ray's workers would take it for theirs.
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")

@@ -142,6 +142,7 @@ def _check_same_run(resolved: Resolved, kept: Path, console: Console) -> None:
         return
     before = load_config(str(kept), []).cfg
     pairs = {key: (value_of(before, key), value_of(resolved.cfg, key)) for key in resolved.sources}
+    pairs = {key: pair for key, pair in pairs.items() if not key.startswith("ray.")}  # where it runs is no part of it
     pairs["method"] = (method_of(before), method_of(resolved.cfg))
     changed = {key: (old, new) for key, (old, new) in pairs.items() if old != new}
     other = {key: pair for key, pair in changed.items() if key in IDENTITY}

@@ -83,8 +83,10 @@ class SCoReTrainer:
     def fit(self) -> None:
         """Train to the last step, with checkpoints and evaluations on the way."""
         self.progress.started = time.perf_counter()  # the time left is counted from the steps alone
+        first = self.step
         while self.step < self.num_steps:
-            if stop_request.requested:
+            # one step at least: a job that is stopped whenever it has started would be started for ever
+            if stop_request.requested and self.step > first:
                 self._stop()
             if self.step == self.stages.switch_step and self.step > 0 and not self.cfg.carry_optimizer:
                 self.reset_optimizers()  # before stage II, not after stage I: its checkpoint may be the run's last

@@ -11,6 +11,7 @@ as on a cluster. Needs root and iproute2; no network outside the machine is touc
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -79,7 +80,10 @@ class Host:
         """Make the namespaces, plug the cable in and name the neighbours; again after `lose`."""
         unshare = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
         self.init = subprocess.Popen(
-            [*unshare, sys.executable, "-I", "-S", "-c", INIT], start_new_session=True, stderr=subprocess.DEVNULL
+            [*unshare, sys.executable, "-I", "-S", "-c", INIT],
+            start_new_session=True,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=_end_with_the_test,
         )
         deadline = time.monotonic() + 10
         while True:
@@ -174,6 +178,10 @@ def hosts(*names: str) -> Iterator[list[Host]]:
             stack.callback(made[-1].end)
             made[-1].boot()
         yield made
+
+
+def _end_with_the_test() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a test that is killed leaves no hosts
 
 
 def _ip(*words: str, check: bool = True) -> None:
