@@ -75,8 +75,13 @@ def objective(cfg: Config) -> Iterator[str]:
             f"1 + alpha = {1 + cfg.alpha}; "
             "set solver.normalise=none, or solver.allow_std_in_stage2=true if that is what you want"
         )
+    if cfg.solver.normalise == "group_std" and cfg.critic.enable:
+        yield (
+            "solver.normalise group_std divides by the deviation of a problem's returns, which are not what a critic's "
+            "advantages are made of: set solver.normalise=std or none, or critic.enable=false"
+        )
     num_attempts = cfg.rollout.n_samples_per_prompt
-    if cfg.solver.baseline == "group_mean" and num_attempts == 1:
+    if cfg.solver.baseline == "group_mean" and not cfg.critic.enable and num_attempts == 1:
         yield (
             "solver.baseline group_mean with rollout.n_samples_per_prompt 1 makes every advantage 0: "
             "set rollout.n_samples_per_prompt=2 or solver.baseline=batch_mean"

@@ -93,6 +93,8 @@ def warnings(cfg: Config) -> list[str]:
             "rollout.n_samples_per_prompt is 1: solver.baseline leave_one_out has no other attempt of the problem and "
             "falls back to the other problems of the batch; 2 or more attempts give a baseline per problem"
         )
+    if cfg.critic.enable and cfg.solver.baseline != Config().solver.baseline:
+        found.append(f"solver.baseline {cfg.solver.baseline} has no effect with a critic, whose values take its place")
     if runs_stage(cfg, 1) and cfg.beta2 < cfg.beta1:
         found.append(f"beta2 {cfg.beta2} is below beta1 {cfg.beta1}: stage I then holds turn 1 less than turn 2")
     if cfg.guidance_model_path and cfg.correction_model_path and cfg.guidance_model_path != cfg.correction_model_path:

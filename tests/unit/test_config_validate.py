@@ -98,6 +98,7 @@ REFUSED = [
     (dict(solver__normalise="std"), "cancels 1 + alpha = 11.0"),
     (dict(solver__normalise="group_std"), "cancels 1 + alpha = 11.0"),
     (dict(solver__normalise="std", max_steps=100, stage_switch__metric="delta"), "cancels 1 + alpha = 11.0"),
+    (dict(solver__normalise="group_std", stage2_steps=0, critic__enable=True), "not what a critic's advantages"),
     (dict(solver__baseline="group_mean", rollout__n_samples_per_prompt=1), "makes every advantage 0"),
     (dict(solver__dynamic_filtering=True, rollout__n_samples_per_prompt=1), "masks every problem"),
     (dict(method="rl_guided_score", guidance__dynamic_filtering=True), "masks every guidance"),
@@ -276,6 +277,7 @@ def test_unknown_task_and_reward_name_the_nearest():
             "guidance_model_path owner/a is used",
         ),
         (dict(rollout__micro_batch_size=48, train__batch_size=32), "64 trajectories a step are padded with 32 empty"),
+        (dict(critic__enable=True, solver__baseline="batch_mean"), "has no effect with a critic"),
         (dict(solver__warmup_steps=300), "solver: no step of the run updates it"),
     ],
 )
