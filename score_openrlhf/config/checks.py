@@ -77,7 +77,7 @@ def objective(cfg: Config) -> Iterator[str]:
         )
     if cfg.solver.normalise == "group_std" and cfg.critic.enable:
         yield (
-            "solver.normalise group_std divides by the deviation of a problem's returns, which are not what a critic's "
+            "solver.normalise group_std divides by the deviation of a problem's returns, not what a critic's "
             "advantages are made of: set solver.normalise=std or none, or critic.enable=false"
         )
     num_attempts = cfg.rollout.n_samples_per_prompt
