@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from score_openrlhf.config.derive import method_of
 from score_openrlhf.config.schema import Config
 from score_openrlhf.rollout.trajectory import Trajectory
 
@@ -102,7 +103,7 @@ def _wandb_run(cfg: Config, output_dir: Path) -> Any:
         mode=cfg.logger.wandb_mode,
         id=id_path.read_text().strip(),
         resume="allow" if online else None,  # offline files of one id become one run when they are synced
-        config=dataclasses.asdict(cfg),
+        config={**dataclasses.asdict(cfg), "method": method_of(cfg)},  # runs are compared by it
         settings=wandb.Settings(console="off"),  # it would stand between the progress bar and the terminal
     )
     # W&B's own counter cannot go back to the checkpoint that a resumed run starts from
