@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,11 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             )
     return config, history
+
+
+def read_steps(folder: Path, num_steps: int, timeout_seconds: float = 60) -> list[dict[str, Any]]:
+    """The history once it has `num_steps` steps: W&B's own process writes the last of them after `finish` returns."""
+    deadline = time.monotonic() + timeout_seconds
+    while len(history := read(folder)[1]) < num_steps and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return history

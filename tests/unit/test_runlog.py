@@ -6,7 +6,7 @@ import json
 
 from score_openrlhf.config.schema import Config
 from score_openrlhf.trainer.runlog import RunLog
-from tests.wandb_files import read
+from tests.wandb_files import read_steps
 
 
 def log(folder, first_step: int, *steps: int) -> None:
@@ -22,7 +22,7 @@ def test_resumed_run_goes_on_in_the_same_tracker(tmp_path):
     """Interrupted after step 3 with a checkpoint at step 2: step 3 is logged again, under the one id."""
     log(tmp_path, 0, 1, 2, 3)
     first = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
-    _, history = read(tmp_path)
+    history = read_steps(tmp_path, 3)
     assert [line["step"] for line in history] == [1, 2, 3]
     assert [line["stage"] for line in history] == [1, 1, 2]
     assert history[2]["guidance/reward"] == 0.3 and not {"fix_rate", "why"} & set(history[2])
@@ -30,6 +30,6 @@ def test_resumed_run_goes_on_in_the_same_tracker(tmp_path):
     log(tmp_path, 3, 3, 4)
     second = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert [path.name for path in second] == [path.name for path in first]
-    assert [line["step"] for line in read(tmp_path)[1]] == [3, 4]
+    assert [line["step"] for line in read_steps(tmp_path, 2)] == [3, 4]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
