@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -177,10 +176,9 @@ def test_resumed_step_equals_the_step_of_the_unbroken_run(guided_run, resumed_ru
 
 
 def test_finished_run_is_not_run_again(bench, guided_run):
-    start = time.perf_counter()
     again = bench.train("guided", max_steps=3)
     assert "finished already at step 3" in again.output
-    assert time.perf_counter() - start < 60  # nothing was started
+    assert "starting engines" not in again.output
 
 
 def test_another_run_s_folder_is_refused(bench, guided_run):
