@@ -28,6 +28,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from score_openrlhf import platform, ray_cluster
 from score_openrlhf.cli import main as command
 from score_openrlhf.trainer.stop import stop_request
@@ -157,7 +159,7 @@ def _drive(place: Place, argv: list[str]) -> int:
         status = command(["train", *argv]) if place.num_nodes == 1 else _train_on_cluster(store, place, argv)
     finally:
         store.set("status", str(status))
-        deadline = time.monotonic() + LEAVING_SECONDS
+        deadline = time.monotonic() + LEAVING_SECONDS / 2
         # the store lives in this process: it stays until the others have read the status
         while store.add("left", 0) < place.world_size - 1 and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -301,7 +303,19 @@ class _Driver:
 
 
 def _leave(signum: int, frame: object) -> None:
+    """SIGTERM: leave in order, or in LEAVING_SECONDS without: who sends it sends SIGKILL soon after, to this process
+    alone, and what it has started would stay."""
+    last = threading.Timer(LEAVING_SECONDS, _leave_at_once, [128 + signum])
+    last.daemon = True
+    last.start()
     raise SystemExit(128 + signum)
+
+
+def _leave_at_once(status: int) -> None:
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(status)
 
 
 def _say(text: str) -> None:

@@ -24,10 +24,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from score_openrlhf import platform
 
 START_SECONDS = 180.0  # a cold file system can take a minute for Ray's imports
-END_SECONDS = 20.0
+END_SECONDS = 5.0
 STARTED = "Ray runtime started"  # `ray start` prints it when all its processes are there
 PR_SET_PDEATHSIG = 1
 
@@ -118,13 +120,15 @@ def _ray_start(words: list[str], address: str, ip: str, num_gpus: int) -> Iterat
 
 
 def _end(process: subprocess.Popen) -> None:
-    if process.poll() is None:
+    """End `ray start` and what it started; what has not gone in END_SECONDS has nothing to save, and is killed."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)  # not its group: Ray's have groups of their own
         process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)
-    # what a killed `ray start` leaves is in its session
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(process.pid), *started], timeout=END_SECONDS)
+        for left in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+    process.kill()
     process.wait()
 
 

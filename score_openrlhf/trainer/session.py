@@ -42,7 +42,9 @@ def ray_session(
     kwargs = platform.ray_init_kwargs(num_gpus=num_gpus, num_cpus=cfg.ray.num_cpus, address=cfg.ray.address)
     ray.init(**kwargs, log_to_driver=False, logging_level=logging.ERROR)
     logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
-    previous = signal.signal(signal.SIGTERM, _leave)
+    previous = signal.getsignal(signal.SIGTERM)
+    if previous == signal.SIG_DFL:  # the launcher has its own
+        signal.signal(signal.SIGTERM, _leave)
     nodes: dict[str, dict] = {}
     try:
         if cfg.ray.num_nodes is not None:
