@@ -112,24 +112,42 @@ def _ray_start(words: list[str], address: str, ip: str, num_gpus: int) -> Iterat
                 preexec_fn=end_with_parent,
             )
         node = RayNode(address, process, log)
+        started: set[psutil.Process] = set()
         try:
             node.wait()
+            # remembered now: told to end all at once, `ray start` can go before them, and they are nobody's children
+            started = _descendants(process)
             yield node
         finally:
-            _end(process)
+            _end(process, started)
 
 
-def _end(process: subprocess.Popen) -> None:
-    """End `ray start` and what it started; what has not gone in END_SECONDS has nothing to save, and is killed."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        started = psutil.Process(process.pid).children(recursive=True)  # not its group: Ray's have groups of their own
-        process.terminate()
-        psutil.wait_procs([psutil.Process(process.pid), *started], timeout=END_SECONDS)
-        for left in started:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                left.kill()
+def _descendants(process: subprocess.Popen) -> set[psutil.Process]:
+    try:
+        return set(psutil.Process(process.pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _end(process: subprocess.Popen, started: set[psutil.Process]) -> None:
+    """End `ray start` and what it `started`; what has not gone in END_SECONDS has nothing to save, and is killed."""
+    started = started | _descendants(process)
+    process.terminate()
+    deadline = time.monotonic() + END_SECONDS
+    while time.monotonic() < deadline and (process.poll() is None or any(map(_lives, started))):
+        time.sleep(0.1)
     process.kill()
     process.wait()
+    for left in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.kill()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def temp_dir() -> str:
