@@ -70,7 +70,7 @@ ASKED = ("--answer", "3", "--temperature", "1")
 
 @pytest.fixture(scope="module")
 def on_a_terminal(bench):
-    terminal = Terminal("solve", QUESTION, *words(bench, *ASKED, attempt_max_tokens=300))
+    terminal = Terminal("solve", QUESTION, *words(bench, *ASKED, attempt_max_tokens=60))
     text = terminal.read()
     assert terminal.status() == 0, text[-3000:]
     return terminal
@@ -92,7 +92,7 @@ def test_text_comes_while_it_is_sampled_and_in_colour(on_a_terminal):
 
 def test_what_is_shown_on_a_terminal_is_what_is_sampled(bench, on_a_terminal):
     """The same words with --json give the same texts: same seeds, same requests."""
-    output = score_openrlhf("solve", QUESTION, *words(bench, *ASKED, "--json", attempt_max_tokens=300))
+    output = score_openrlhf("solve", QUESTION, *words(bench, *ASKED, "--json", attempt_max_tokens=60))
     row = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     plain = re.sub(r"\x1b\[[\d;]*m", "", on_a_terminal.text).replace("\r\n", "\n")
     for part in ("attempt", "guidance", "revision"):
