@@ -2,7 +2,8 @@
 
     python -m benchmarks.steps RUN [RUN ...] [--json]
 
-`rollout` is sampling and grading, `logprob` the forward passes of policy and reference and the advantages, `*_train`
+Policies with GPUs of their own work at the same time: their phases then add up to more than the step, and `other` is
+below zero. `rollout` is sampling and grading, `logprob` the forward passes of policy and reference and the advantages, `*_train`
 OpenRLHF's update with its rows on the way to it, `sync` the weights on their way to the engines. `other` is the rest
 of the step: drawing problems, metrics, files.
 """
