@@ -2,10 +2,10 @@
 
     python -m benchmarks.steps RUN [RUN ...] [--json]
 
-Policies with GPUs of their own work at the same time: their phases then add up to more than the step, and `other` is
-below zero. `rollout` is sampling and grading, `logprob` the forward passes of policy and reference and the advantages, `*_train`
+`rollout` is sampling and grading, `logprob` the forward passes of policy and reference and the advantages, `*_train`
 OpenRLHF's update with its rows on the way to it, `sync` the weights on their way to the engines. `other` is the rest
-of the step: drawing problems, metrics, files.
+of the step: drawing problems, metrics, files. Policies with GPUs of their own work at the same time: their phases then
+add up to more than the step, and `other` is below zero.
 """
 
 from __future__ import annotations
