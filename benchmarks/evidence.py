@@ -2,9 +2,10 @@
 
     python -m benchmarks.evidence [--seeds 101,102,103] [--arms score,smart_score,...]     (make evidence)
 
-Every arm is one `score-openrlhf playground` and one `score-openrlhf evaluate`, called in this process: the libraries
-and the fork server of the roles are loaded once for all arms. What is finished is not done again, an interrupted arm
-goes on from its checkpoint, and docs/results.md is written when the whole plan is there.
+Every arm is one `score-openrlhf playground` and one `score-openrlhf evaluate`, called in this process and in one Ray
+session: the libraries are loaded once for all arms, and the engines started once. What is finished is not done again,
+an interrupted arm goes on from its checkpoint, what is of other settings than its command's now is kept aside and done
+anew, and docs/results.md is written when the whole plan is there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ import time
 from pathlib import Path
 
 from benchmarks.arms import ARMS, BASE, SEEDS, plan
+from score_openrlhf import platform
 from score_openrlhf.cli import main as command
+from score_openrlhf.cli.sampling import resolve
+from score_openrlhf.config.compose import Resolved, load_config
+from score_openrlhf.config.derive import differences
+from score_openrlhf.config.errors import ConfigError
+from score_openrlhf.trainer.runlog import set_aside
 
 ROOT = Path("runs/evidence")
 CONFIG = "configs/playground.yaml"
@@ -40,12 +47,17 @@ def main() -> int:
 
     started = time.perf_counter()
     todo = plan(tuple(seeds), tuple(arms))
-    for number, (seed, arm) in enumerate(todo, 1):
-        minutes = (time.perf_counter() - started) / 60
-        print(f"\n== {number}/{len(todo)}: seed {seed}, {arm} ({minutes:.0f} min)", flush=True)
-        if status := do(seed, arm):
-            print(f"stopped with status {status}; the same command goes on from here", file=sys.stderr)
-            return status
+    platform.start_fork_server()
+    from score_openrlhf.policies.placement import place
+    from score_openrlhf.policies.reuse import shared_session
+
+    with shared_session(place(load_config(CONFIG, []).cfg).num_gpus):
+        for number, (seed, arm) in enumerate(todo, 1):
+            minutes = (time.perf_counter() - started) / 60
+            print(f"\n== {number}/{len(todo)}: seed {seed}, {arm} ({minutes:.0f} min)", flush=True)
+            if status := do(seed, arm):
+                print(f"stopped with status {status}; the same command goes on from here", file=sys.stderr)
+                return status
 
     from benchmarks.results_page import write
 
@@ -59,12 +71,20 @@ def main() -> int:
 
 def do(seed: int, arm: str) -> int:
     """Train and evaluate one arm of one seed, or what is left of it; returns the exit status of what went wrong."""
-    train, evaluate_base, evaluate = commands(seed, arm)
     folder = ROOT / f"seed_{seed}"
+    base_results, results = (folder / name / "evaluation" for name in (BASE, arm))
+    train, evaluate_base, evaluate = commands(seed, arm)
+    start = str(folder / "playground" / "model")
+    for found, resolved in (
+        (folder / arm, load_config(CONFIG, overrides(seed, arm))),
+        (base_results, resolve(CONFIG, base_overrides(seed), start, start)),
+    ):
+        if found.is_dir() and (changed := other_settings(found, resolved)):
+            print(f"{found} is of other settings ({changed}) and is kept as {set_aside(found)}", flush=True)
     steps = [
         (train, folder / arm / "summary.json"),
-        (evaluate_base, folder / BASE / "evaluation" / "evaluation.json"),
-        (evaluate, folder / arm / "evaluation" / "evaluation.json"),
+        (evaluate_base, base_results / "evaluation.json"),
+        (evaluate, results / "evaluation.json"),
     ]
     for words, result in steps:
         if not result.is_file():
@@ -75,14 +95,35 @@ def do(seed: int, arm: str) -> int:
     return 0
 
 
+def other_settings(found: Path, resolved: Resolved) -> str:
+    """What of an arm's or evaluation's configuration is no longer what its command says; empty if nothing is."""
+    kept = found / "config.yaml"
+    if not kept.is_file():
+        return "it has no config.yaml"
+    try:
+        changed = differences(load_config(str(kept), []).cfg, resolved.cfg)
+    except ConfigError as error:
+        return str(error)
+    return ", ".join(f"{key} was {old} and is {new}" for key, (old, new) in changed.items())
+
+
+def base_overrides(seed: int) -> list[str]:
+    """The base model and problems of a seed."""
+    return [f"playground.path={ROOT / f'seed_{seed}' / 'playground'}", f"playground.warm_start_seed={seed}"]
+
+
+def overrides(seed: int, arm: str) -> list[str]:
+    """What training an arm changes in CONFIG."""
+    return [f"output_dir={ROOT / f'seed_{seed}' / arm}", f"seed={seed}", *base_overrides(seed), *ARMS[arm]]
+
+
 def commands(seed: int, arm: str) -> tuple[list[str], list[str], list[str]]:
     """What a user would type after `score-openrlhf`: to train the arm, to evaluate its start, to evaluate it."""
     folder = ROOT / f"seed_{seed}"
-    base = [f"playground.path={folder / 'playground'}", f"playground.warm_start_seed={seed}"]
-    train = ["playground", CONFIG, f"output_dir={folder / arm}", f"seed={seed}", *base, *ARMS[arm]]
     start = str(folder / "playground" / "model")
-    evaluate_base = ["evaluate", CONFIG, *base, "--solver", start, "--guidance", start]
+    evaluate_base = ["evaluate", CONFIG, *base_overrides(seed), "--solver", start, "--guidance", start]
     evaluate_base += ["--output", str(folder / BASE / "evaluation")]
+    train = ["playground", CONFIG, *overrides(seed, arm)]
     return train, evaluate_base, ["evaluate", str(folder / arm)]
 
 

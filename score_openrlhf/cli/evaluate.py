@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from score_openrlhf.evaluation.run import Collected, Settings
 
-RESULTS, TABLE, TRAJECTORIES = "evaluation.json", "evaluation.csv", "trajectories.jsonl"
+RESULTS, TABLE, TRAJECTORIES, CONFIG = "evaluation.json", "evaluation.csv", "trajectories.jsonl", "config.yaml"
 PLAIN_WIDTH, TITLE_WIDTH = 120, 64  # characters: of lines in a file, of the longest title
 SHOWN = (
     "acc_t1", "acc_t2", "delta", "i2c", "c2i", "fix_rate", "break_rate", "edit_ratio", "changed_answer",
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from score_openrlhf.cli.train import complain, prepare_task
+    from score_openrlhf.config.compose import save
     from score_openrlhf.evaluation.run import Settings
     from score_openrlhf.evaluation.session import problems_of, sampling_config
     from score_openrlhf.rollout.generator import TooManyFailures
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         problems = problems_of(cfg)
         output_dir = Path(args.output) if args.output else Path(cfg.output_dir, "evaluation")
         results = _evaluate(cfg, problems, settings, output_dir, console)
+        save(resolved, str(output_dir / CONFIG))
     except TooManyFailures as error:
         return complain(error, status=1)
     except ValueError as error:  # ConfigError and ChatTemplateError included: the user's to mend, so no traceback

@@ -57,9 +57,11 @@ def train_and_show(resolved: Resolved, *, as_json: bool) -> int:
     platform.start_fork_server()  # it imports what the roles need while this process does
     from rich.console import Console
 
+    from score_openrlhf.evaluation.results import within_training
     from score_openrlhf.policies.placement import PlacementError
     from score_openrlhf.report.summary import show_summary
     from score_openrlhf.rollout.generator import TooManyFailures
+    from score_openrlhf.tasks import make_task
     from score_openrlhf.trainer.checkpoint import CheckpointError
     from score_openrlhf.trainer.run import prepare, train
     from score_openrlhf.trainer.score import NoUpdate
@@ -72,8 +74,10 @@ def train_and_show(resolved: Resolved, *, as_json: bool) -> int:
         prepared = prepare(resolved, console)
     except (ValueError, CheckpointError) as error:
         return complain(error)
+    cfg = resolved.cfg
+    summarise = within_training(make_task(cfg.task.name), seed=cfg.eval.seed, greedy=cfg.eval.temperature == 0)
     try:
-        summary = train(prepared, console)
+        summary = train(prepared, console, summarise)
     except Stopped as stopped:
         console.print(str(stopped), highlight=False)
         return EXIT_STATUS

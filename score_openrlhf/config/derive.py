@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from score_openrlhf.config.keys import keys, value_of
 from score_openrlhf.config.schema import Config, CriticConfig, RefConfig
 from score_openrlhf.config.stages import num_steps, stage_of
 
@@ -36,6 +38,13 @@ def method_of(cfg: Config) -> str:
     if cfg.train_guidance_model:
         return "rl_guided_score"
     return "smart_score" if cfg.use_smart_corrections else "score"
+
+
+def differences(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys of which two runs' configurations have another value, with both; `ray.*`, where a run runs, is no part."""
+    pairs = {key: (value_of(before, key), value_of(now, key)) for key in keys() if not key.startswith("ray.")}
+    pairs["method"] = (method_of(before), method_of(now))
+    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
 
 
 def has_guidance(cfg: Config) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from score_openrlhf.evaluation.conditions import ALONE, LABELS, MASKED, OWN
+from score_openrlhf.evaluation.conditions import ALONE, FIXED, LABELS, MASKED, OWN
 from score_openrlhf.evaluation.knowledge import RIGHT, vote
 from score_openrlhf.evaluation.run import Collected
 from score_openrlhf.evaluation.statistics import (
@@ -73,6 +73,16 @@ def summarise(task: Task, collected: Collected, main: str, *, greedy: bool) -> d
         results["guidance"] = guidance_quality(task, own)
         if MASKED in collected:
             results["guidance"]["answer_bearing"] = _masked_part(collected)
+    return results
+
+
+def within_training(task: Task, *, seed: int, greedy: bool) -> Callable[[Sequence[Trajectory]], dict[str, Any]]:
+    """Trajectories of an evaluation within training -> what evaluation.json holds of them; there are no controls."""
+
+    def results(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+        main = OWN if any(t.guidance for t in trajectories) else FIXED
+        return summarise(task, {main: {seed: list(trajectories)}}, main, greedy=greedy)
+
     return results
 
 

@@ -21,6 +21,7 @@ from score_openrlhf.platform.settings import (
     environment,
     ray_init_kwargs,
     ray_start_words,
+    reload_method,
     set_environment_defaults,
     sync_backend,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "is_cpu",
     "ray_init_kwargs",
     "ray_start_words",
+    "reload_method",
     "start_fork_server",
     "sync_backend",
 ]

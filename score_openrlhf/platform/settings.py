@@ -130,6 +130,11 @@ def engine_kwargs() -> dict[str, Any]:
     return {"worker_extension_cls": CPU_WORKER_EXTENSION, "enable_chunked_prefill": False, "enforce_eager": True}
 
 
+def reload_method() -> str:
+    """The worker's method that loads other weights of the same shape (`weights_path`) into a running engine."""
+    return "reload_checkpoint" if is_cpu() else "reload_weights"
+
+
 def attn_implementation(requested: str) -> str:
     """The attention to use where `requested` is asked for: flash attention has no CPU kernel, sdpa stands in.
 

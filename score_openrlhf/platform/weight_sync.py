@@ -53,6 +53,7 @@ class WeightSyncExtension:
     device: torch.device
     model_config: Any
     model_runner: Any
+    reload_weights: Any
 
     def init_process_group(
         self,
@@ -72,6 +73,11 @@ class WeightSyncExtension:
         rank = dist.get_rank() + rank_offset
         self._sync_group = GlooBroadcastGroup(master_address, master_port, rank, world_size)
         self._sync_weights: dict[str, torch.Tensor] = {}
+
+    def reload_checkpoint(self, weights_path: str) -> None:
+        """Load the weights in the folder `weights_path`, of a model of the same shape."""
+        self.reload_weights(weights_path=weights_path)
+        repack_output_heads(self.model_runner.get_model())
 
     def update_weight(self, name: str, dtype: torch.dtype, shape: torch.Size, empty_cache: bool = False) -> None:
         """Receive parameter `name`; with `empty_cache` (OpenRLHF sets it on the last one) load all that came.

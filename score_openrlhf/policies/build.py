@@ -19,6 +19,7 @@ from score_openrlhf.config.host_args import host_args
 from score_openrlhf.config.schema import Config
 from score_openrlhf.experience.guidance import GuidanceExperienceMaker, own_reward
 from score_openrlhf.experience.solver import SolverExperienceMaker
+from score_openrlhf.policies import reuse
 from score_openrlhf.policies.actors import CriticActor, PolicyActor, ReferenceActor
 from score_openrlhf.policies.cluster import cluster_nodes, reserve, reserve_role
 from score_openrlhf.policies.engines import create_engines
@@ -183,6 +184,8 @@ def start_engines(
         ray.get([engine.__ray_ready__.remote() for engine in solver])
     hint_path = guidance_path(cfg)
     if hint_path is None:
+        if reuse.pool:
+            reuse.pool.drop_idle()
         return Engines(solver, cfg.model_path), None
     guidance = create_engines(
         cfg,

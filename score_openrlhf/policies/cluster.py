@@ -3,10 +3,14 @@ change, out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from score_openrlhf.policies.placement import Node, PlacementError, Role
+
+reserved: list[PlacementGroup] = []  # by this process, in the order of time
 
 
 def cluster_nodes() -> list[Node]:
@@ -27,6 +31,7 @@ def reserve(
     """
     group = placement_group([{"GPU": 1, "CPU": 1} for _ in range(num_gpus)], strategy=strategy)
     if group.wait(timeout_seconds):
+        reserved.append(group)
         return group
     remove_placement_group(group)
     apart = {"STRICT_SPREAD": ", each on a node of its own", "STRICT_PACK": ", all on one node"}.get(strategy, "")
@@ -35,6 +40,14 @@ def reserve(
         f"Free: {_free()}. {remedy or 'Let what holds the rest end (`ray status` shows it) or ask for fewer GPUs'}; "
         "ray.placement_timeout_seconds is how long is waited"
     )
+
+
+def release(groups: Sequence[PlacementGroup]) -> None:
+    """Give back what `reserve` got; Ray ends the processes that run there."""
+    ids = {group.id for group in groups}
+    for group in groups:
+        remove_placement_group(group)
+    reserved[:] = [group for group in reserved if group.id not in ids]
 
 
 def reserve_role(role: Role, *, timeout_seconds: float) -> PlacementGroup:

@@ -21,6 +21,7 @@ from vllm.utils import random_uuid
 
 from score_openrlhf import platform
 from score_openrlhf.config.schema import Config
+from score_openrlhf.policies import reuse
 from score_openrlhf.policies.cluster import bundle_nodes, reserve
 from score_openrlhf.policies.placement import engine_bundles
 from score_openrlhf.rollout.executor import GuidedRevisionExecutor, RemoteEngine, SampleRequest, SamplingPlan
@@ -38,7 +39,22 @@ class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-d
 
     async def __init__(self, *args: Any, use_fast_tokenizer: bool = True, **kwargs: Any):
         await super().__init__(*args, **kwargs)
+        self.use_fast_tokenizer = use_fast_tokenizer
         self.tokenizer = get_tokenizer(kwargs["model"], None, "left", use_fast=use_fast_tokenizer)
+        self.grader: GradingPool | None = None
+
+    async def hold(self, model_path: str) -> None:
+        """Sample from the weights in `model_path`, of a model of the same shape, and forget what was cached."""
+        await self.llm.collective_rpc(platform.reload_method(), kwargs={"weights_path": model_path})
+        if not await self.llm.reset_prefix_cache():
+            raise RuntimeError(f"the engine still answers requests, so it cannot change to {model_path}")
+        self.tokenizer = get_tokenizer(model_path, None, "left", use_fast=self.use_fast_tokenizer)
+
+    async def end_rollout(self) -> None:
+        """End what `prepare_rollout` started."""
+        if self.grader is not None:
+            self.grader.close()
+            self.grader = None
 
     async def sample(self, request: SampleRequest) -> Sample:
         """One continuation of `request.prompt_ids`; raises ValueError if the engine refuses the prompt."""
@@ -74,7 +90,7 @@ class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-d
     ) -> None:
         """Make this (solver) engine's executor: prompts, grading processes and the way to the guidance engines."""
         task = make_task(task_config["name"])
-        grader = GradingPool(
+        self.grader = GradingPool(
             task_config["name"],
             processes=task_config["grader_processes"],
             timeout_seconds=task_config["grade_timeout_seconds"],
@@ -87,7 +103,7 @@ class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-d
             guidance_prompts = GuidancePrompts(tokenizer, templates)
         self.executor = GuidedRevisionExecutor(
             task,
-            grader,
+            self.grader,
             SolverPrompts(self.tokenizer, templates),
             guidance_prompts,
             [RemoteEngine(handle) for handle in guidance_engines],
@@ -136,39 +152,44 @@ def create_engines(
 
     `shared_pg` with `gpus_per_engine` < 1 places them on GPUs they share with other roles.
     """
+    common: dict[str, Any] = {
+        "use_fast_tokenizer": not cfg.data.disable_fast_tokenizer,
+        "tensor_parallel_size": tensor_parallel_size,
+        "distributed_executor_backend": "uni" if tensor_parallel_size == 1 else "ray",
+        "num_gpus": gpus_per_engine,
+        "dtype": VLLM_DTYPES[cfg.ds.param_dtype],
+        "trust_remote_code": cfg.trust_remote_code,
+        "max_model_len": cfg.data.max_len,
+        "enforce_eager": cfg.vllm.enforce_eager,
+        "enable_prefix_caching": cfg.vllm.enable_prefix_caching,
+        "enable_sleep_mode": cfg.vllm.enable_sleep,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "full_determinism": cfg.train.full_determinism_enable,
+        # log-probs after temperature: those the trainer computes (Actor divides its logits by it)
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": 1,
+        **({"max_num_seqs": cfg.vllm.max_num_seqs} if cfg.vllm.max_num_seqs else {}),
+        **platform.engine_kwargs(),
+    }
+    # Without seeded requests the engine's own seed, and all it has sampled before, say what it samples.
+    pool = reuse.pool if shared_pg is None and cfg.rollout.seed_requests and not cfg.vllm.enable_sleep else None
+    kind = reuse.kind_of(model_path, num_engines, common) if pool else ""
+    if pool and (kept := pool.take(kind, model_path)):
+        return kept
     places = _places(cfg, model_path, num_engines, tensor_parallel_size, shared_pg)
     engines = []
     for index, (pg, bundles) in enumerate(places):
         num_gpus = gpus_per_engine if tensor_parallel_size == 1 else 0
-        options = {
-            "model": model_path,
-            "use_fast_tokenizer": not cfg.data.disable_fast_tokenizer,
-            "tensor_parallel_size": tensor_parallel_size,
-            "distributed_executor_backend": "uni" if tensor_parallel_size == 1 else "ray",
-            "bundle_indices": bundles if tensor_parallel_size > 1 else None,
-            "num_gpus": gpus_per_engine,
-            "seed": seed + index,
-            "dtype": VLLM_DTYPES[cfg.ds.param_dtype],
-            "trust_remote_code": cfg.trust_remote_code,
-            "max_model_len": cfg.data.max_len,
-            "enforce_eager": cfg.vllm.enforce_eager,
-            "enable_prefix_caching": cfg.vllm.enable_prefix_caching,
-            "enable_sleep_mode": cfg.vllm.enable_sleep,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "full_determinism": cfg.train.full_determinism_enable,
-            # log-probs after temperature: those the trainer computes (Actor divides its logits by it)
-            "logprobs_mode": "processed_logprobs",
-            "max_logprobs": 1,
-        }
-        if cfg.vllm.max_num_seqs:
-            options["max_num_seqs"] = cfg.vllm.max_num_seqs
         strategy = PlacementGroupSchedulingStrategy(
             placement_group=pg,
             placement_group_capture_child_tasks=True,
             placement_group_bundle_index=bundles[0],
         )
         actor = RolloutActor.options(num_cpus=num_gpus, num_gpus=num_gpus, scheduling_strategy=strategy)
-        engines.append(actor.remote(**(options | platform.engine_kwargs())))
+        own_bundles = bundles if tensor_parallel_size > 1 else None
+        engines.append(actor.remote(model=model_path, bundle_indices=own_bundles, seed=seed + index, **common))
+    if pool:
+        pool.add(kind, engines, list({pg.id: pg for pg, _ in places}.values()))
     return engines
 
 

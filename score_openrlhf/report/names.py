@@ -18,8 +18,12 @@ MEANINGS = {
     "changed_answer": "revisions that give another answer",
     "guidance/hint_accuracy": "hints that fit the attempt",
     "guidance/right_column_rate": "hints that name the wrong column of a wrong attempt",
+    "guidance/judgement_accuracy": "hints that say rightly whether the attempt is right",
+    "guidance/error_information_bits": "bits that the hint tells about the error",
     "guidance/leak": "hints that state the answer",
     "guidance/distinct": "different hints, as a share of all hints",
+    "guidance/distinct_2_across": "distinct-2 of hints for different problems",
+    "guidance/self_bleu_across": "self-BLEU of hints for different problems",
     "guidance/length": "mean length of a hint, in tokens",
     "truncated_t1": "attempts cut at their token budget",
     "truncated_guidance": "hints cut at their token budget",
@@ -30,7 +34,10 @@ NOT_FRACTIONS = {"guidance/length"}
 LOWER_IS_BETTER = {"c2i", "break_rate", "guidance/leak", "truncated_t1", "truncated_guidance", "truncated_t2"} | {
     "grade/unparsable"
 }
-UNDIRECTED = {"edit_ratio", "changed_answer", "guidance/distinct", "guidance/length"}  # neither way is better as such
+UNDIRECTED = {  # neither way is better as such
+    "edit_ratio", "changed_answer", "guidance/distinct", "guidance/distinct_2_across", "guidance/self_bleu_across",
+    "guidance/length",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,14 @@ CHARTS = (
     ),
     Chart("Hints", "Leaks", (("guidance/leak", "states the answer"),), "hints that state the answer", "fraction"),
     Chart("Hints", "Different hints", (("guidance/distinct", "distinct"),), "share of the step's hints", "fraction"),
+    Chart(
+        "Hints",
+        "Diversity over problems",
+        (("guidance/distinct_2_across", "distinct-2"), ("guidance/self_bleu_across", "self-BLEU")),
+        "of held-out hints, each for another problem",
+        "fraction",
+        "evaluations",
+    ),
     Chart("Hints", "Length of a hint", (("guidance/length", "tokens"),), "tokens, mean"),
     Chart(
         "Health",

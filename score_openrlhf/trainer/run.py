@@ -13,8 +13,7 @@ from openrlhf.utils.utils import get_tokenizer
 from rich.console import Console
 
 from score_openrlhf.config.compose import Resolved, load_config, save
-from score_openrlhf.config.derive import method_of
-from score_openrlhf.config.keys import value_of
+from score_openrlhf.config.derive import differences, method_of
 from score_openrlhf.config.schema import Config
 from score_openrlhf.config.stages import num_steps
 from score_openrlhf.policies.build import build
@@ -27,7 +26,7 @@ from score_openrlhf.trainer import checkpoint
 from score_openrlhf.trainer.memory import MemoryWatch
 from score_openrlhf.trainer.rl_guided import RLGuidedSCoReTrainer
 from score_openrlhf.trainer.runlog import RunLog, set_aside, write_atomically
-from score_openrlhf.trainer.score import SCoReTrainer
+from score_openrlhf.trainer.score import SCoReTrainer, Summarise
 from score_openrlhf.trainer.session import ray_session
 
 SUMMARY = "summary.json"
@@ -70,8 +69,11 @@ def prepare(resolved: Resolved, console: Console) -> Prepared:
     return Prepared(resolved, output_dir, root, templates, train_problems, eval_problems, saved, finished)
 
 
-def train(prepared: Prepared, console: Console) -> dict[str, Any]:
-    """Train; returns what summary.json holds. Starts Ray and ends it."""
+def train(prepared: Prepared, console: Console, summarise: Summarise | None = None) -> dict[str, Any]:
+    """Train; returns what summary.json holds. Starts Ray and ends it.
+
+    `summarise` makes the intervals and hint quality of an evaluation; it is passed in since evaluation/ imports this.
+    """
     cfg, output_dir, saved = prepared.resolved.cfg, prepared.output_dir, prepared.saved
     started = time.perf_counter()
     if prepared.finished:
@@ -101,6 +103,7 @@ def train(prepared: Prepared, console: Console) -> dict[str, Any]:
             run_log,
             progress,
             prepared.checkpoint_root,
+            summarise,
         )
         try:
             if saved:
@@ -140,11 +143,7 @@ def _check_same_run(resolved: Resolved, kept: Path, console: Console) -> None:
     """Raises ValueError if the run in the folder is another one; says which other settings differ from its own."""
     if not kept.is_file():
         return
-    before = load_config(str(kept), []).cfg
-    pairs = {key: (value_of(before, key), value_of(resolved.cfg, key)) for key in resolved.sources}
-    pairs = {key: pair for key, pair in pairs.items() if not key.startswith("ray.")}  # where it runs is no part of it
-    pairs["method"] = (method_of(before), method_of(resolved.cfg))
-    changed = {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+    changed = differences(load_config(str(kept), []).cfg, resolved.cfg)
     other = {key: pair for key, pair in changed.items() if key in IDENTITY}
     if other:
         raise ValueError(

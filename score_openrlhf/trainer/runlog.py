@@ -81,6 +81,10 @@ class RunLog:
             text = "".join(json.dumps(t.to_json()) + "\n" for t in trajectories)
             write_atomically(self.output_dir / "trajectories" / f"{name}.jsonl", text)
 
+    def evaluation(self, name: str, results: dict[str, Any]) -> None:
+        """Write evaluations/<name>.json, in the form of evaluation.json of `score-openrlhf evaluate`."""
+        write_atomically(self.output_dir / "evaluations" / f"{name}.json", json.dumps(results, indent=1) + "\n")
+
     def close(self) -> None:
         if self.tensorboard:
             self.tensorboard.close()

@@ -8,7 +8,7 @@ policy.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ OF_AN_UPDATE = (
     "is_filter_ratio",
 )  # fmt: skip
 
+# The trajectories of an evaluation -> what evaluation.json of `score-openrlhf evaluate` holds of such.
+Summarise = Callable[[Sequence[Trajectory]], dict[str, Any]]
+# What only a whole set of hints has, or `evaluate` alone works out: metrics of an evaluation within training too.
+OF_THE_HINTS = ("distinct_2_across", "self_bleu_across", "error_information_bits")
+JUDGEMENT = "guidance/judgement_accuracy"
+
 
 class NoUpdate(RuntimeError):
     """A policy that should train stayed without an update for too long."""
@@ -57,6 +63,7 @@ class SCoReTrainer:
         run_log: RunLog,
         progress: Progress,
         checkpoint_root: Path,
+        summarise: Summarise | None = None,
     ):
         self.cfg = cfg
         self.roles = roles
@@ -65,6 +72,7 @@ class SCoReTrainer:
         self.run_log = run_log
         self.progress = progress
         self.checkpoint_root = checkpoint_root
+        self.summarise = summarise
         self.stages = Stages(cfg)
         self.step = 0  # steps done
         self.clock = Clock()
@@ -264,7 +272,16 @@ class SCoReTrainer:
         self.progress.phase("evaluate", self.step, total=len(self.eval_problems) * self.cfg.eval.num_samples)
         trajectories = self.collect(self.eval_problems, self.plan("eval", 0))
         self.run_log.trajectories(name, trajectories)
-        return {**trajectory_metrics(trajectories), "num_problems": len(self.eval_problems)}
+        metrics = {**trajectory_metrics(trajectories), "num_problems": len(self.eval_problems)}
+        if self.summarise is None:
+            return metrics
+        results = self.summarise(trajectories)
+        self.run_log.evaluation(name, {"step": self.step, **results})
+        of_all = results["conditions"][results["main_condition"]]["metrics"]
+        if JUDGEMENT in of_all:
+            metrics[JUDGEMENT] = of_all[JUDGEMENT]["value"]
+        found = {key: results.get("guidance", {}).get(key) for key in OF_THE_HINTS}
+        return metrics | {f"guidance/{key}": value for key, value in found.items() if value is not None}
 
     # ── saving and going on ──
 

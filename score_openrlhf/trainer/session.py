@@ -15,6 +15,7 @@ from rich.console import Console
 
 from score_openrlhf import platform
 from score_openrlhf.config.schema import Config
+from score_openrlhf.policies import reuse
 from score_openrlhf.trainer.stop import Stopped
 
 NODES_TIMEOUT_SECONDS = 600.0
@@ -35,12 +36,14 @@ def ray_session(
 ) -> Iterator[None]:
     """Start or join Ray for the block; on a failure keep the processes' logs in output_dir/logs and say so.
 
+    In a session that several runs share (`policies/reuse.py`) it is used, and given back without the run's roles.
     The roles' own output goes to their log files, not between the lines of the driver. A failure that comes of a host
     that was lost is raised as ClusterError, which names the host and `where()` the run was.
     """
     _quiet()
-    kwargs = platform.ray_init_kwargs(num_gpus=num_gpus, num_cpus=cfg.ray.num_cpus, address=cfg.ray.address)
-    ray.init(**kwargs, log_to_driver=False, logging_level=logging.ERROR)
+    if reuse.pool is None:
+        kwargs = platform.ray_init_kwargs(num_gpus=num_gpus, num_cpus=cfg.ray.num_cpus, address=cfg.ray.address)
+        ray.init(**kwargs, log_to_driver=False, logging_level=logging.ERROR)
     logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
     previous = signal.getsignal(signal.SIGTERM)
     if previous == signal.SIG_DFL:  # the launcher has its own
@@ -51,6 +54,8 @@ def ray_session(
             wait_for_nodes(cfg.ray.num_nodes, console)
         nodes = _alive()
         yield
+        if reuse.pool is not None:  # after a failure the engines may be lost with the rest
+            reuse.pool.end_run()
     except Stopped:
         raise
     except Exception as error:
@@ -64,7 +69,8 @@ def ray_session(
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
-        ray.shutdown()
+        if reuse.pool is None:
+            ray.shutdown()
 
 
 def wait_for_nodes(num_nodes: int, console: Console, timeout_seconds: float = NODES_TIMEOUT_SECONDS) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import evidence
 from benchmarks.arms import ABLATIONS, ARMS, BASE, METHODS, SEEDS, plan
-from benchmarks.evidence import commands
+from benchmarks.evidence import CONFIG, commands, other_settings, overrides
 from benchmarks.results import collect, mean_curve
 from benchmarks.results_page import write
-from score_openrlhf.config.compose import load_config
+from score_openrlhf.cli.sampling import resolve
+from score_openrlhf.config.compose import load_config, save
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_PROBLEMS = 100
@@ -129,6 +131,39 @@ def test_every_arm_is_a_configuration_that_loads_and_trains_as_long(arm, monkeyp
     cfg = load_config(train[1], train[2:]).cfg
     assert cfg.seed == cfg.playground.warm_start_seed == 101
     assert cfg.stage1_steps + cfg.stage2_steps == 60
+
+
+def test_an_arm_of_other_settings_is_seen(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    now = load_config(CONFIG, overrides(101, "score"))
+    assert other_settings(tmp_path, now) == "it has no config.yaml"
+    save(now, str(tmp_path / "config.yaml"))
+    assert other_settings(tmp_path, now) == ""
+    later = load_config(CONFIG, [*overrides(101, "score"), "beta1=0.02", "ray.num_cpus=3"])
+    assert other_settings(tmp_path, later) == "beta1 was 0.01 and is 0.02"
+    (tmp_path / "config.yaml").write_text("no_such_key: 1\n")
+    assert "unknown key no_such_key" in other_settings(tmp_path, now)
+
+
+def test_an_arm_of_other_settings_is_kept_aside_and_done_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    typed: list[list[str]] = []
+    monkeypatch.setattr(evidence, "command", lambda words: typed.append(words) or 0)
+    folder = tmp_path / "seed_101"
+    for arm in (BASE, "score", "smart_score"):
+        make_arm(tmp_path, 101, arm)
+    start = str(folder / "playground" / "model")
+    save(
+        resolve(CONFIG, evidence.base_overrides(101), start, start), str(folder / BASE / "evaluation" / "config.yaml")
+    )
+    for arm in ("score", "smart_score"):
+        save(load_config(CONFIG, overrides(101, arm)), str(folder / arm / "config.yaml"))
+    assert evidence.do(101, "score") == 0 and typed == []
+    save(load_config(CONFIG, [*overrides(101, "score"), "beta1=0.02"]), str(folder / "score" / "config.yaml"))
+    assert evidence.do(101, "score") == 0 and evidence.do(101, "smart_score") == 0
+    assert [words[0] for words in typed] == ["playground", "evaluate"]
+    assert (folder / "score-1" / "summary.json").is_file() and not (folder / "score").exists()
 
 
 def test_mean_curve_by_hand():

@@ -1,0 +1,73 @@
+"""Two runs in one Ray session, against the second in a session of its own: same engines, same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.stack.conftest import ROOT
+
+SCRIPT = """
+import json, sys
+from score_openrlhf import platform
+from score_openrlhf.cli import main
+from score_openrlhf.policies import cluster, reuse
+
+runs = json.loads(sys.argv[1])
+platform.start_fork_server()
+with reuse.shared_session(num_gpus=6):
+    for words in runs:
+        assert main(words) == 0, words
+        kept = [engine._actor_id.hex() for kept in reuse.pool._kept for engine in kept.handles]
+        print("KEPT", json.dumps({"engines": kept, "reserved": len(cluster.reserved)}), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(bench, guided_run):
+    """A run of other weights and texts, then that of `guided_run`, then both models of it evaluated."""
+    config = "configs/rl_guided_score_math.yaml"
+    runs = [
+        ["train", config, *bench.overrides("other", seed=8, max_steps=1, **{"actor.adam.lr": 1e-2})],
+        ["train", config, *bench.overrides("shared")],
+        ["evaluate", str(bench.folder / "shared"), "--no-controls", "--output", str(bench.folder / "shared_eval")],
+        ["evaluate", str(bench.folder / "shared"), "--guidance", "none", "--no-controls",
+         "--output", str(bench.folder / "shared_eval_score")],
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(runs)], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return [json.loads(line.removeprefix("KEPT ")) for line in done.stdout.splitlines() if line.startswith("KEPT ")]
+
+
+def test_the_engines_of_the_first_run_serve_the_others_and_nothing_else_is_kept(shared):
+    first, second, evaluated, alone = shared
+    assert len(first["engines"]) == 2 and first == second == evaluated
+    assert all(each["reserved"] == len(each["engines"]) for each in shared)
+    assert len(alone["engines"]) == 1 and alone["engines"][0] in first["engines"]  # the idle one was ended
+
+
+def test_a_run_on_used_engines_samples_what_it_samples_on_its_own(shared, bench, guided_run):
+    for step in (1, 2, 3):
+        name = f"step_{step:06d}.jsonl"
+        own, again = (
+            [json.loads(line) for line in (folder / "trajectories" / name).open()]
+            for folder in (guided_run.folder, bench.folder / "shared")
+        )
+        for row in own + again:
+            row.pop("seconds", None)
+        assert again == own, f"step {step}"
+
+
+def test_the_evaluation_within_training_is_that_of_evaluate(shared, bench):
+    within = json.loads((bench.folder / "shared" / "evaluations" / "eval_after.json").read_text())
+    alone = json.loads((bench.folder / "shared_eval" / "evaluation.json").read_text())
+    assert within["main_condition"] == "own" and within["step"] == 3
+    for key in ("num_problems", "conditions", "lead", "scaling", "guidance"):
+        assert within[key] == alone[key], key
