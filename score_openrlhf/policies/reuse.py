@@ -5,7 +5,7 @@
         main(["evaluate", "runs/quickstart"])  # loads other weights into them
 
 Starting an engine takes longer than a small model's evaluation. Only engines whose every option and whose model's
-shape, tokenizer and stop ids are the same are used again, and only where the seed of each request alone says what is
+shape and stop ids are the same are used again, and only where the seed of each request alone says what is
 sampled: a run in a shared session samples what it samples in its own.
 """
 
@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from openrlhf.utils.utils import get_tokenizer
 from ray.util.placement_group import PlacementGroup
 
 from score_openrlhf import platform
 from score_openrlhf.policies import cluster
 
-# What an engine has read of a model's folder beside its weights.
-READ_AT_START = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+# What an engine has read of a model's folder beside its weights. It is given token ids and gives token ids, so of the
+# tokenizer the end of a sequence is all that matters.
+READ_AT_START = ("config.json", "generation_config.json")
 # Keys in them that say nothing about the model.
 NOISE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
@@ -99,7 +101,8 @@ def shared_session(num_gpus: int) -> Iterator[None]:
 
 def kind_of(model_path: str, num_engines: int, options: dict[str, Any]) -> str:
     """What two sets of engines must share for one to stand in for the other."""
-    return json.dumps([num_engines, options, {name: _meaning(Path(model_path, name)) for name in READ_AT_START}])
+    shape = {name: _meaning(Path(model_path, name)) for name in READ_AT_START}
+    return json.dumps([num_engines, options, shape, get_tokenizer(model_path, None, "left").eos_token_id])
 
 
 def _meaning(path: Path) -> Any:

@@ -48,7 +48,9 @@ def shared(bench, guided_run):
 
 def test_the_engines_of_the_first_run_serve_the_others_and_nothing_else_is_kept(shared):
     first, second, evaluated, alone = shared
-    assert len(first["engines"]) == 2 and first == second == evaluated
+    assert len(first["engines"]) == 2
+    assert second == first
+    assert evaluated == first
     assert all(each["reserved"] == len(each["engines"]) for each in shared)
     assert len(alone["engines"]) == 1 and alone["engines"][0] in first["engines"]  # the idle one was ended
 
