@@ -73,8 +73,13 @@ class EnginePool:
                 cluster.release(kept.groups)
         self._kept = [kept for kept in self._kept if kept.lent]
 
-    def end_run(self) -> None:
-        """Give back everything a run reserved, which ends its roles, but for the engines."""
+    def end_run(self, *, whole: bool) -> None:
+        """Give back what a run reserved, which ends its roles; only the engines of one that came to its end stay.
+
+        After a failure or an interruption nobody knows what an engine is still at.
+        """
+        if not whole:
+            self._kept = [kept for kept in self._kept if not kept.lent]
         ray.get([engine.end_rollout.remote() for kept in self._kept if kept.lent for engine in kept.handles])
         for kept in self._kept:
             kept.lent = False
@@ -90,12 +95,12 @@ def shared_session(num_gpus: int) -> Iterator[None]:
     """One Ray session for the runs of the block, which then start none; `num_gpus` is enough for each of them."""
     global pool
     ray.init(**platform.ray_init_kwargs(num_gpus=num_gpus), log_to_driver=False, logging_level=logging.ERROR)
+    cluster.reserved.clear()  # what is left there is of sessions that have ended
     pool = EnginePool()
     try:
         yield
     finally:
         pool = None
-        cluster.reserved.clear()
         ray.shutdown()
 
 

@@ -49,13 +49,13 @@ def ray_session(
     if previous == signal.SIG_DFL:  # the launcher has its own
         signal.signal(signal.SIGTERM, _leave)
     nodes: dict[str, dict] = {}
+    whole = False
     try:
         if cfg.ray.num_nodes is not None:
             wait_for_nodes(cfg.ray.num_nodes, console)
         nodes = _alive()
         yield
-        if reuse.pool is not None:  # after a failure the engines may be lost with the rest
-            reuse.pool.end_run()
+        whole = True
     except Stopped:
         raise
     except Exception as error:
@@ -71,6 +71,8 @@ def ray_session(
         signal.signal(signal.SIGTERM, previous)
         if reuse.pool is None:
             ray.shutdown()
+        else:
+            reuse.pool.end_run(whole=whole)
 
 
 def wait_for_nodes(num_nodes: int, console: Console, timeout_seconds: float = NODES_TIMEOUT_SECONDS) -> None:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from score_openrlhf.policies.reuse import kind_of
 from tests.stack.conftest import ROOT
 
 SCRIPT = """
@@ -20,8 +21,8 @@ from score_openrlhf.policies import cluster, reuse
 runs = json.loads(sys.argv[1])
 platform.start_fork_server()
 with reuse.shared_session(num_gpus=6):
-    for words in runs:
-        assert main(words) == 0, words
+    for words, status in runs:
+        assert main(words) == status, words
         kept = [engine._actor_id.hex() for kept in reuse.pool._kept for engine in kept.handles]
         print("KEPT", json.dumps({"engines": kept, "reserved": len(cluster.reserved)}), flush=True)
 """
@@ -29,14 +30,17 @@ with reuse.shared_session(num_gpus=6):
 
 @pytest.fixture(scope="module")
 def shared(bench, guided_run):
-    """A run of other weights and texts, then that of `guided_run`, then both models of it evaluated."""
-    config = "configs/rl_guided_score_math.yaml"
+    """A run of other weights and texts, then that of `guided_run`, then its pair and its solver alone evaluated, then
+    an evaluation that fails."""
+    config, own = "configs/rl_guided_score_math.yaml", str(bench.folder / "shared")
+    alone = ["--guidance", "none", "--no-controls"]
     runs = [
-        ["train", config, *bench.overrides("other", seed=8, max_steps=1, **{"actor.adam.lr": 1e-2})],
-        ["train", config, *bench.overrides("shared")],
-        ["evaluate", str(bench.folder / "shared"), "--no-controls", "--output", str(bench.folder / "shared_eval")],
-        ["evaluate", str(bench.folder / "shared"), "--guidance", "none", "--no-controls",
-         "--output", str(bench.folder / "shared_eval_score")],
+        (["train", config, *bench.overrides("other", seed=8, max_steps=1, **{"actor.adam.lr": 1e-2})], 0),
+        (["train", config, *bench.overrides("shared")], 0),
+        (["evaluate", own, "--no-controls", "--output", own + "_eval"], 0),
+        (["evaluate", own, *alone, "--output", own + "_eval_score"], 0),
+        # the prompts have no room, so every trajectory fails
+        (["evaluate", own, *alone, "--output", own + "_eval_failed", "data.max_len=20"], 1),
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(runs)], cwd=ROOT, capture_output=True, text=True, timeout=600,
@@ -47,12 +51,21 @@ def shared(bench, guided_run):
 
 
 def test_the_engines_of_the_first_run_serve_the_others_and_nothing_else_is_kept(shared):
-    first, second, evaluated, alone = shared
+    first, second, evaluated, alone, failed = shared
     assert len(first["engines"]) == 2
     assert second == first
     assert evaluated == first
     assert all(each["reserved"] == len(each["engines"]) for each in shared)
     assert len(alone["engines"]) == 1 and alone["engines"][0] in first["engines"]  # the idle one was ended
+    assert failed == {"engines": [], "reserved": 0}  # of another length, so new; and nothing is kept of a failure
+
+
+def test_only_models_of_the_same_shape_and_end_share_engines(shared, bench):
+    options = {"max_model_len": 700}
+    model, trained = str(bench.folder / "model"), str(bench.folder / "shared" / "solver")
+    assert kind_of(trained, 1, options) == kind_of(model, 1, options)
+    others = [kind_of(str(bench.folder / "tutor"), 1, options), kind_of(model, 2, options), kind_of(model, 1, {})]
+    assert kind_of(model, 1, options) not in others
 
 
 def test_a_run_on_used_engines_samples_what_it_samples_on_its_own(shared, bench, guided_run):
