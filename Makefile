@@ -9,7 +9,7 @@ ARMS ?=
 
 help:
 	@echo "make quickstart   install, build the CPU-sized task, train both models, show what changed"
-	@echo "make evidence     train and evaluate every arm of docs/results.md (SEEDS=101,102 ARMS=score,... for a part)"
+	@echo "make evidence     train and evaluate every arm of docs/results.md (SEEDS=201,202 ARMS=score,... for a part)"
 	@echo "make test         install, run the tests (unit, then the real stack)"
 	@echo "make test-cluster one run over two hosts, a lost host (root on Linux: network namespaces)"
 	@echo "make test-slurm   a real SLURM: train, signal, requeue, resume, cancel (root on Debian)"

@@ -1,6 +1,6 @@
 """Seeds and arms in; a trained and evaluated run for each, then the page of results made from their files, out.
 
-    python -m benchmarks.evidence [--seeds 101,102,103] [--arms score,smart_score,...]     (make evidence)
+    python -m benchmarks.evidence [--seeds 201,202,203] [--arms score,smart_score,...]     (make evidence)
 
 Every arm is one `score-openrlhf playground` and one `score-openrlhf evaluate`, called in this process and in one Ray
 session: the libraries are loaded once for all arms, and the engines started once. What is finished is not done again,
@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.arms import ARMS, BASE, SEEDS, plan
+from benchmarks.arms import ARMS, BASE, SEEDS, STAGE1_STEPS, STAGE2_STEPS, plan
 from score_openrlhf import platform
 from score_openrlhf.cli import main as command
 from score_openrlhf.cli.sampling import resolve
@@ -40,7 +40,7 @@ def main() -> int:
     try:
         seeds = [int(word) for word in args.seeds.split(",")]
     except ValueError:
-        parser.error(f"--seeds is {args.seeds!r}; give whole numbers with commas between, such as 101,102")
+        parser.error(f"--seeds is {args.seeds!r}; give whole numbers with commas between, such as 201,202")
     arms = args.arms.split(",")
     if unknown := [arm for arm in arms if arm not in ARMS]:
         parser.error(f"no arm {', '.join(unknown)}; the arms are {', '.join(ARMS)}")
@@ -114,7 +114,8 @@ def base_overrides(seed: int) -> list[str]:
 
 def overrides(seed: int, arm: str) -> list[str]:
     """What training an arm changes in CONFIG."""
-    return [f"output_dir={ROOT / f'seed_{seed}' / arm}", f"seed={seed}", *base_overrides(seed), *ARMS[arm]]
+    words = [f"output_dir={ROOT / f'seed_{seed}' / arm}", f"run_name={arm}", f"seed={seed}", *base_overrides(seed)]
+    return [*words, f"stage1_steps={STAGE1_STEPS}", f"stage2_steps={STAGE2_STEPS}", *ARMS[arm]]
 
 
 def commands(seed: int, arm: str) -> tuple[list[str], list[str], list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.arms import ABLATIONS, ARMS, METHODS, SEEDS
+from benchmarks.arms import ABLATIONS, ARMS, METHODS, SEEDS, STAGE1_STEPS, STAGE2_STEPS
 from benchmarks.results import MODELS, collect, mean_curve, spread
 from score_openrlhf.evaluation.conditions import LABELS
 
@@ -35,7 +35,7 @@ SHOWN = {
 ABLATION_COLUMNS = ("acc_t1", "acc_t2", "c2i", "guidance/right_column_rate", "guidance/leak")
 WHAT = {
     "rl_guided_score": "as configured: both stages, alpha 1, leave-one-out (K = 4), no leak penalty",
-    "no_stage1": "60 steps of stage II",
+    "no_stage1": f"{STAGE1_STEPS + STAGE2_STEPS} steps of stage II",
     "no_shaping": "alpha 0",
     "baseline_none": "no baseline for the guidance model's reward",
     "leak_penalty": "a hint that states a digit of the answer loses 1",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import evidence
-from benchmarks.arms import ABLATIONS, ARMS, BASE, METHODS, SEEDS, plan
+from benchmarks.arms import ABLATIONS, ARMS, BASE, METHODS, SEEDS, STAGE1_STEPS, STAGE2_STEPS, plan
 from benchmarks.evidence import CONFIG, commands, other_settings, overrides
 from benchmarks.results import collect, mean_curve
 from benchmarks.results_page import write
@@ -130,7 +130,7 @@ def test_every_arm_is_a_configuration_that_loads_and_trains_as_long(arm, monkeyp
     train, _, _ = commands(101, arm)
     cfg = load_config(train[1], train[2:]).cfg
     assert cfg.seed == cfg.playground.warm_start_seed == 101
-    assert cfg.stage1_steps + cfg.stage2_steps == 60
+    assert cfg.stage1_steps + cfg.stage2_steps == STAGE1_STEPS + STAGE2_STEPS
 
 
 def test_an_arm_of_other_settings_is_seen(tmp_path, monkeypatch):
