@@ -116,7 +116,8 @@ def _best(key: str, values: Sequence[float]) -> float | None:
 def _number(key: str, value: float | None, form: str = "") -> str:
     if value is None:
         return "–"
-    return format(value, f"{form}.1f" if key in NOT_FRACTIONS else f"{form}.3f").replace("-", "−")
+    # z: what rounds to nothing has no sign
+    return format(value, f"{form}z.1f" if key in NOT_FRACTIONS else f"{form}z.3f").replace("-", "−")
 
 
 def _change(key: str, before: float | None, after: float | None, spread: float | None) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from score_openrlhf.cli import report
 from score_openrlhf.report.evaluations import half_widths, half_widths_of_change, hint_uses
+from score_openrlhf.report.figures import _change
 from score_openrlhf.report.page import curves, render
 from score_openrlhf.report.run_data import read_run, read_runs
 from score_openrlhf.report.trajectories import MAX_TEXT_CHARS, embed, equal_shares, trajectory_files
@@ -251,6 +252,12 @@ def test_the_page_asks_nothing_of_any_network(finished):
     assert "src=" not in html and all(target.startswith("#") for target in re.findall('href="([^"]*)"', html))
     assert "default-src 'none'" in page and not re.search(r"fetch\(|XMLHttpRequest|import\(|innerHTML", page)
     assert set(re.findall(r"https?://[^\"' ]*", page)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_a_change_that_rounds_to_nothing_has_no_sign():
+    assert "+0.0<" in _change("guidance/length", 3.43, 3.40, None)
+    assert "+0.000<" in _change("acc_t2", 0.5001, 0.5, None)
+    assert "−0.010<" in _change("acc_t2", 0.51, 0.50, None)
 
 
 def test_comparison_names_what_makes_figures_incomparable(tmp_path):
