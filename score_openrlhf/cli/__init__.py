@@ -56,11 +56,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def overrides_after_config(argv: list[str]) -> list[str]:
-    """`argv` with every `key=value` straight after the configuration: argparse wants positionals in one piece."""
-    config = next((word for word in argv if word.endswith((".yaml", ".yml")) and not word.startswith("-")), None)
-    if config is None:
+    """`argv` with every `key=value` straight after the configuration: argparse wants positionals in one piece.
+
+    The configuration is a YAML file or a run's folder; a folder straight after an option is taken for its value.
+    """
+    places = [
+        place
+        for place, word in enumerate(argv)
+        if (word.endswith((".yaml", ".yml")) and not word.startswith("-"))
+        or (os.path.isfile(os.path.join(word, "config.yaml")) and not (place and argv[place - 1].startswith("--")))
+    ]
+    if not places:
         return argv
-    overrides = [word for word in argv if re.match(r"[+~]?[A-Za-z_][\w.]*=", word)]
-    rest = [word for word in argv if word not in overrides]
-    place = rest.index(config) + 1
-    return rest[:place] + overrides + rest[place:]
+    before, config, after = argv[: places[0]], argv[places[0]], argv[places[0] + 1 :]
+
+    def is_override(word: str) -> bool:
+        return re.match(r"[+~]?[A-Za-z_][\w.]*=", word) is not None
+
+    overrides = [word for word in (*before, *after) if is_override(word)]
+    rest = [[word for word in words if not is_override(word)] for words in (before, after)]
+    return [*rest[0], config, *overrides, *rest[1]]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from score_openrlhf.cli import COMMANDS, main, overrides_after_config
 
@@ -27,6 +28,19 @@ def test_overrides_may_stand_after_options():
     words = ["plan", "c.yaml", "--gpus", "8", "a.b=1", "--json", "c=[1,2]"]
     assert overrides_after_config(words) == ["plan", "c.yaml", "a.b=1", "c=[1,2]", "--gpus", "8", "--json"]
     assert overrides_after_config(["solve", "what is x=1?"]) == ["solve", "what is x=1?"]
+
+
+def test_overrides_may_stand_anywhere_beside_a_run_s_folder(tmp_path):
+    run, output = str(tmp_path / "run"), str(tmp_path / "evaluation")  # an evaluation's folder has a config.yaml too
+    for folder in (run, output):
+        Path(folder).mkdir()
+        Path(folder, "config.yaml").touch()
+    words = ["evaluate", "--output", output, run, "--no-controls", "data.max_len=20"]
+    wanted = ["evaluate", "--output", output, run, "data.max_len=20", "--no-controls"]
+    assert overrides_after_config(words) == wanted
+    assert overrides_after_config(["evaluate", "data.max_len=20", "--output", output, run]) == [
+        "evaluate", "--output", output, run, "data.max_len=20",
+    ]  # fmt: skip
 
 
 def test_a_dry_run_prints_the_plan(capsys):
