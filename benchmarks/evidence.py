@@ -48,8 +48,8 @@ def main() -> int:
     started = time.perf_counter()
     todo = plan(tuple(seeds), tuple(arms))
     platform.start_fork_server()
-    from score_openrlhf.policies.placement import place
-    from score_openrlhf.policies.reuse import shared_session
+    from score_openrlhf.cluster.engine_pool import shared_session
+    from score_openrlhf.cluster.placement import place
 
     with shared_session(place(load_config(CONFIG, []).cfg).num_gpus):
         for number, (seed, arm) in enumerate(todo, 1):

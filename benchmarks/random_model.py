@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tests.tiny_models import make_model
+from benchmarks.tiny_models import make_model
 
 HEAD_DIM = 64
 

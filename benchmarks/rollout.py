@@ -27,24 +27,26 @@ from rich.table import Table
 from vllm import SamplingParams
 
 from score_openrlhf import platform
+from score_openrlhf.cli.words import add_config
+from score_openrlhf.cluster.session import ray_session
 from score_openrlhf.config.compose import load_config
 from score_openrlhf.config.derive import has_guidance
+from score_openrlhf.config.methods import SOLVER
 from score_openrlhf.evaluation.session import sampling_config
-from score_openrlhf.policies import engines
+from score_openrlhf.policies import engines as engines_module
 from score_openrlhf.policies.build import prepare_executors, start_engines
+from score_openrlhf.preflight.inputs import load_problems, templates_of
 from score_openrlhf.rollout.executor import SamplingPlan
 from score_openrlhf.rollout.generator import collect, collect_phased
+from score_openrlhf.rollout.metrics import num_sampled_tokens
 from score_openrlhf.rollout.trajectory import Trajectory
 from score_openrlhf.tasks import make_task
-from score_openrlhf.trainer.metrics import num_sampled_tokens
-from score_openrlhf.trainer.run import load_problems, templates_of
-from score_openrlhf.trainer.session import ray_session
 
 Request = tuple[list[int], int]  # prompt, tokens to sample
 Work = list[tuple[int, list[Request]]]  # phase after phase: which model's engines, and its requests
 
 
-class _MeasuredActor(engines._RolloutActor):
+class _MeasuredActor(engines_module._RolloutActor):
     """A rollout actor whose engine can also be given requests with nothing around them."""
 
     async def replay(self, requests: list[Request], as_training: bool) -> None:
@@ -73,11 +75,10 @@ class Measured:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    add_config(parser, "rollout.revision_max_tokens=64")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     platform.start_fork_server()
     console = Console(stderr=args.json)
     cfg = sampling_config(load_config(args.config, args.overrides), need_problems=False)
@@ -90,12 +91,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         guidance_max_tokens=cfg.rollout.guidance_max_tokens, revision_max_tokens=cfg.rollout.revision_max_tokens,
         max_len=cfg.data.max_len,
     )  # fmt: skip
-    engines.RolloutActor = ray.remote(_MeasuredActor)
+    engines_module.RolloutActor = ray.remote(_MeasuredActor)
     with ray_session(cfg, 16, Path(cfg.output_dir), console):
-        solver, guidance = start_engines(cfg)
-        ray.get(prepare_executors(cfg, templates_of(cfg, task), solver, guidance))
+        engines = start_engines(cfg)
+        ray.get(prepare_executors(cfg, templates_of(cfg, task), engines))
         limit = dict(max_failed_fraction=cfg.rollout.max_failed_fraction)
-        groups = [solver.handles] + ([guidance.handles] if guidance else [])
+        solver, groups = engines[SOLVER], [each.handles for each in engines.values()]
 
         def rollout(plan: SamplingPlan) -> list[Trajectory]:
             return collect(solver.handles, problems, plan, **limit)
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def requests_of(trajectories: Sequence[Trajectory]) -> Work:
     """What the solver's (0) and the guidance model's (1) engines were asked for, each shared attempt once."""
-    attempts = {t.state: (t.prompt_ids, len(t.attempt.token_ids)) for t in trajectories if t.attempt}
+    attempts = {t.attempt_key: (t.prompt_ids, len(t.attempt.token_ids)) for t in trajectories if t.attempt}
     revisions = [
         (t.prompt_ids + t.attempt.token_ids + t.bridge_ids, len(t.revision.token_ids))
         for t in trajectories

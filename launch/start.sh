@@ -7,9 +7,9 @@ shift
 words=()
 for word in "$@"; do
     case $word in
-        --local_rank*) ;; # the deepspeed launcher's; the rank is in the environment too
         *.yaml | *.yml) config=$word ;;
-        *) words+=("$word") ;;
+        */* | -*) words+=("$word") ;;
+        *) if [ -f "$root/configs/$word.yaml" ]; then config=$word; else words+=("$word"); fi ;;
     esac
 done
 python=${PYTHON:-$root/.venv/bin/python}

@@ -4,6 +4,7 @@
     deepspeed --hostfile hosts launch/train_rl_guided.sh [CONFIG] [key=value ...]      ... of every node
     srun --ntasks-per-node=1 launch/train_rl_guided.sh [CONFIG] [key=value ...]        one copy a node
     bash launch/train_rl_guided.sh [CONFIG] [key=value ...]                            one copy
+    deepspeed --module score_openrlhf.launch CONFIG [key=value ...]                    without a checkout; srun as well
 
 The copies meet at the launcher's own address, in a TCP store; torch's process group is not used, because Ray places
 the workers. On several nodes the first copy of each starts Ray there: rank 0 the head, the others join it. No second
@@ -32,7 +33,8 @@ import psutil
 
 from score_openrlhf import platform, ray_cluster
 from score_openrlhf.cli import main as command
-from score_openrlhf.trainer.stop import stop_request
+from score_openrlhf.cluster.stop import stop_request
+from score_openrlhf.errors import FAULT, RUN_ERROR, UserError, finish, status_of
 
 MEETING_TIMEOUT = timedelta(minutes=10)
 LEAVING_SECONDS = 10.0  # below the time that a batch system leaves between SIGTERM and SIGKILL
@@ -44,7 +46,7 @@ NOTHING_TO_START = {"--dry-run", "--help", "-h"}
 
 
 @dataclass(frozen=True)
-class Place:
+class Copy:
     """Where this copy stands among those the launcher started."""
 
     rank: int
@@ -56,33 +58,33 @@ class Place:
     port: int
 
 
-ALONE = Place(0, 1, 0, 1, True, "", 0)
+ALONE = Copy(0, 1, 0, 1, True, "", 0)
 
 
-def place_of(environment: Mapping[str, str]) -> Place:
-    """This copy's place by the variables of the deepspeed launcher or of srun; alone if there are none.
+def copy_of(environment: Mapping[str, str]) -> Copy:
+    """Which copy this is, by the variables of the deepspeed launcher or of srun; alone if there are none.
 
-    Raises ValueError if there are several copies and no meeting place.
+    Raises UserError if there are several copies and no meeting place.
     """
     if int(environment.get("WORLD_SIZE", 1)) > 1 and "RANK" in environment:
-        return _place_by_deepspeed(environment)
+        return _copy_by_deepspeed(environment)
     # a batch script has SLURM's variables too, but is no task of a step
     if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return _place_by_srun(environment)
+        return _copy_by_srun(environment)
     return ALONE
 
 
-def _place_by_deepspeed(environment: Mapping[str, str]) -> Place:
+def _copy_by_deepspeed(environment: Mapping[str, str]) -> Copy:
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     missing = [name for name in MEETING_VARIABLES if name not in environment]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"WORLD_SIZE is {world_size} and {' and '.join(missing)} not set; start the copies with the deepspeed "
             "launcher"
         )
     local_size = int(environment.get("LOCAL_SIZE", world_size))
     num_nodes = int(environment.get("CROSS_SIZE", world_size // local_size))
-    return Place(
+    return Copy(
         rank,
         world_size,
         node=int(environment.get("CROSS_RANK", rank // local_size)),
@@ -93,11 +95,11 @@ def _place_by_deepspeed(environment: Mapping[str, str]) -> Place:
     )
 
 
-def _place_by_srun(environment: Mapping[str, str]) -> Place:
+def _copy_by_srun(environment: Mapping[str, str]) -> Copy:
     address = environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"])
     # outside a batch script nobody has looked for a free port: one that differs from step to step
     step = int(environment["SLURM_JOB_ID"]) * 31 + int(environment["SLURM_STEP_ID"])
-    return Place(
+    return Copy(
         int(environment["SLURM_PROCID"]),
         int(environment["SLURM_STEP_NUM_TASKS"]),
         node=int(environment["SLURM_NODEID"]),
@@ -115,110 +117,114 @@ def _first_host(nodes: str) -> str:
 
 def main(argv: list[str]) -> int:
     """Run this copy's part; returns the driver's exit status."""
+    # the deepspeed launcher adds it; LOCAL_RANK says the same
+    argv = [word for word in argv if not word.startswith("--local_rank")]
     try:
-        place = place_of(os.environ)
-    except ValueError as error:
+        copy = copy_of(os.environ)
+    except UserError as error:
         _say(str(error))
-        return 2
+        return error.status
     for name in (*LAUNCHER_VARIABLES, *MEETING_VARIABLES, *platform.device_variables()):
         os.environ.pop(name, None)
     signal.signal(signal.SIGTERM, _leave)
-    if place.rank == 0:
+    if copy.rank == 0:
         stop_request.listen()  # before anyone can know the process: until then the signal would end it
         with _pid_file():
-            return command(["train", *argv]) if place.world_size == 1 else _drive(place, argv)
+            return command(["train", *argv]) if copy.world_size == 1 else _drive(copy, argv)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's to answer
     try:
-        store = _meet(place)
+        store = _meet(copy)
     except RuntimeError as error:
-        _say(f"the driver did not come to {place.address}:{place.port} within {MEETING_TIMEOUT}: {error}")
-        return 1
-    return _host_ray(store, place) if place.num_nodes > 1 and place.first_of_node else _follow(store)
+        _say(f"the driver did not come to {copy.address}:{copy.port} within {MEETING_TIMEOUT}: {error}")
+        return RUN_ERROR
+    return _host_ray(store, copy) if copy.num_nodes > 1 and copy.first_of_node else _follow(store)
 
 
-def _meet(place: Place) -> Any:
+def _meet(copy: Copy) -> Any:
     from torch.distributed import TCPStore
 
-    return TCPStore(
-        place.address, place.port, is_master=place.rank == 0, timeout=MEETING_TIMEOUT, wait_for_workers=False
-    )
+    return TCPStore(copy.address, copy.port, is_master=copy.rank == 0, timeout=MEETING_TIMEOUT, wait_for_workers=False)
 
 
 # ── the driver ──
 
 
-def _drive(place: Place, argv: list[str]) -> int:
+def _drive(copy: Copy, argv: list[str]) -> int:
     """Rank 0: train, on a Ray cluster of all nodes if there are several; then tell the others how it ended."""
     try:
-        store = _meet(place)
+        store = _meet(copy)
     except RuntimeError as error:
-        _say(f"port {place.port} of {place.address}, where the copies are to meet, cannot be had: {error}")
-        return 1
-    status = 1
+        _say(f"port {copy.port} of {copy.address}, where the copies are to meet, cannot be had: {error}")
+        return RUN_ERROR
+    status = FAULT
     try:
-        status = command(["train", *argv]) if place.num_nodes == 1 else _train_on_cluster(store, place, argv)
+        if copy.num_nodes == 1:
+            status = command(["train", *argv])
+        else:
+            status = status_of(lambda: _train_on_cluster(store, copy, argv))
+    except SystemExit as end:  # `--help`, a mistyped option
+        status = end.code if isinstance(end.code, int) else 0
+        raise
     finally:
-        store.set("status", str(status))
-        deadline = time.monotonic() + LEAVING_SECONDS / 2
-        # the store lives in this process: it stays until the others have read the status
-        while store.add("left", 0) < place.world_size - 1 and time.monotonic() < deadline:
-            time.sleep(0.2)
+        finish("telling the other copies", lambda: _tell(store, copy, status))
     return status
 
 
-def _train_on_cluster(store: Any, place: Place, argv: list[str]) -> int:
+def _tell(store: Any, copy: Copy, status: int) -> None:
+    """Leave the exit status in the store, which lives in this process: it stays until the others have read it."""
+    store.set("status", str(status))
+    deadline = time.monotonic() + LEAVING_SECONDS / 2
+    while store.add("left", 0) < copy.world_size - 1 and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def _train_on_cluster(store: Any, copy: Copy, argv: list[str]) -> int:
     """Check the configuration, start Ray on every node, train on it; returns the exit status."""
-    from score_openrlhf.cli.train import complain, prepare_task
+    from score_openrlhf.cli.train import prepare_task
+    from score_openrlhf.cluster.placement import place
     from score_openrlhf.config.compose import load_config
     from score_openrlhf.config.validate import validate
-    from score_openrlhf.policies.placement import place as place_roles
 
     if NOTHING_TO_START & set(argv):
         return command(["train", *argv])
     words = [word for word in argv if not word.startswith("-")]
-    try:
-        resolved = load_config(words[0], words[1:])
-        prepare_task(resolved)
-        validate(resolved.cfg)
-        num_gpus = -(-place_roles(resolved.cfg).num_gpus // place.num_nodes)
-    except ValueError as error:  # ConfigError included
-        return complain(error)
+    resolved = load_config(words[0], words[1:])
+    prepare_task(resolved)
+    validate(resolved.cfg)
+    num_gpus = -(-place(resolved.cfg).num_gpus // copy.num_nodes)
     if resolved.cfg.ray.address not in (None, "auto"):
         return command(["train", *argv])  # the user's own cluster
-    try:
-        peers = _wait_for(store, place, "node", f"come to {place.address}:{place.port}")
-        meeting = {"folder": f"/tmp/score-openrlhf-{secrets.token_hex(4)}", "num_gpus": num_gpus}
-        with ray_cluster.head(ray_cluster.own_address(peers[0]["ip"]), num_gpus) as node:
-            store.set("ray", json.dumps({"address": node.address, **meeting}))
-            _wait_for(store, place, "joined", f"join Ray at {node.address}")
-            names = ", ".join([socket.gethostname(), *(peer["host"] for peer in peers)])
-            _say(f"Ray runs at {node.address} on {place.num_nodes} nodes: {names}")
-            platform.start_fork_server(meeting["folder"])
-            return command(["train", *argv, f"ray.address={node.address}", f"ray.num_nodes={place.num_nodes}"])
-    except ray_cluster.RayNodeError as error:
-        return complain(error, status=1)
+    peers = _wait_for(store, copy, "node", f"come to {copy.address}:{copy.port}")
+    folder = f"/tmp/score-openrlhf-{secrets.token_hex(4)}"
+    with ray_cluster.head(ray_cluster.own_address(peers[0]["ip"]), num_gpus) as node:
+        store.set("ray", json.dumps({"address": node.address, "folder": folder, "num_gpus": num_gpus}))
+        _wait_for(store, copy, "joined", f"join Ray at {node.address}")
+        names = ", ".join([socket.gethostname(), *(peer["host"] for peer in peers)])
+        _say(f"Ray runs at {node.address} on {copy.num_nodes} nodes: {names}")
+        platform.start_fork_server(folder)
+        return command(["train", *argv, f"ray.address={node.address}", f"ray.num_nodes={copy.num_nodes}"])
 
 
-def _wait_for(store: Any, place: Place, key: str, doing: str) -> list[dict[str, str]]:
+def _wait_for(store: Any, copy: Copy, key: str, doing: str) -> list[dict[str, str]]:
     """What every other node has put under `key`; raises RayNodeError if one has failed, or says nothing in time."""
     deadline = time.monotonic() + MEETING_TIMEOUT.total_seconds()
-    missing = list(range(1, place.num_nodes))
+    missing = list(range(1, copy.num_nodes))
     said: list[int] | None = None
     while missing := [node for node in missing if not store.check([f"{key}/{node}"])]:
         for node in missing:
             if store.check([f"failed/{node}"]):
                 raise ray_cluster.RayNodeError(store.get(f"failed/{node}").decode())
         if missing != said:
-            _say(f"waiting for {len(missing)} of {place.num_nodes} nodes to {doing}")
+            _say(f"waiting for {len(missing)} of {copy.num_nodes} nodes to {doing}")
             said = missing
         if time.monotonic() > deadline:
             numbers = ", ".join(map(str, missing))
             raise ray_cluster.RayNodeError(
-                f"node {numbers} of 0 to {place.num_nodes - 1} did not {doing} within {MEETING_TIMEOUT}; look at its "
+                f"node {numbers} of 0 to {copy.num_nodes - 1} did not {doing} within {MEETING_TIMEOUT}; look at its "
                 "own log, and whether it can reach this address and port"
             )
         time.sleep(0.5)
-    return [json.loads(store.get(f"{key}/{node}")) for node in range(1, place.num_nodes)]
+    return [json.loads(store.get(f"{key}/{node}")) for node in range(1, copy.num_nodes)]
 
 
 @contextlib.contextmanager
@@ -237,10 +243,10 @@ def _pid_file() -> Iterator[None]:
 # ── the others ──
 
 
-def _host_ray(store: Any, place: Place) -> int:
+def _host_ray(store: Any, copy: Copy) -> int:
     """The first copy of another node: join the driver's Ray cluster until the driver leaves."""
-    own = {"host": socket.gethostname(), "ip": ray_cluster.own_address(place.address)}
-    store.set(f"node/{place.node}", json.dumps(own))
+    own = {"host": socket.gethostname(), "ip": ray_cluster.own_address(copy.address)}
+    store.set(f"node/{copy.node}", json.dumps(own))
     driver = _Driver(store)
     meeting = driver.wait_for_ray()
     if meeting is None:
@@ -248,7 +254,7 @@ def _host_ray(store: Any, place: Place) -> int:
     platform.start_fork_server(meeting["folder"])
     try:
         with ray_cluster.member(meeting["address"], own["ip"], meeting["num_gpus"]) as node:
-            store.set(f"joined/{place.node}", json.dumps(own))
+            store.set(f"joined/{copy.node}", json.dumps(own))
             driver.watch()
             while driver.status is None:
                 node.check()
@@ -257,8 +263,8 @@ def _host_ray(store: Any, place: Place) -> int:
     except ray_cluster.RayNodeError as error:
         _say(str(error))
         with contextlib.suppress(RuntimeError):  # the driver has gone too
-            store.set(f"failed/{place.node}", str(error))
-        return 1
+            store.set(f"failed/{copy.node}", str(error))
+        return RUN_ERROR
 
 
 def _follow(store: Any) -> int:
@@ -293,7 +299,7 @@ class _Driver:
             self.store.add("left", 1)
         except RuntimeError as error:  # the driver's process is gone, and the store with it
             _say(f"the driver is gone ({type(error).__name__}); leaving")
-            status = 1
+            status = RUN_ERROR
         self.status = status
         return status
 

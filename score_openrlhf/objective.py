@@ -1,8 +1,9 @@
 """Rewards of both turns (B,) and KL per token (B, A) -> advantages (B, A): the method's equations on tensors.
 
     solver    r1, r2 -> turn_rewards -> turn_returns -> minus baseline -> token_advantages (-> normalise)
+              turn 2 by default: (1 + alpha in stage II) * (r2 - state_value)
     critic    r1, r2 -> turn_rewards -> turn_returns -> token_rewards -> turn_gae (-> normalise)
-    guidance  r1, r2 -> guidance_rewards -> minus guidance_baseline -> single_turn_advantages (-> normalise)
+    guidance  r1, r2 -> guidance_rewards -> minus state_value or guidance_baseline -> single_turn_advantages
 
 B is rows (trajectories), A action columns. `turn` (B, A) holds 0 (not an action: padding, or context between the
 turns), 1 (a token of the attempt) or 2 (a token of the revision). `kl` (B, A) holds the k1 estimate
@@ -12,14 +13,15 @@ turns), 1 (a token of the attempt) or 2 (a token of the revision). `kl` (B, A) h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from score_openrlhf.config.choices import GUIDANCE_REWARDS
+
 BASELINES = ("none", "batch_mean", "group_mean", "leave_one_out")
-GUIDANCE_BASELINES = ("none", "batch_mean", "leave_one_out")
-GUIDANCE_REWARDS = ("outcome", "improvement", "transition")
+GUIDANCE_BASELINES = ("none", "batch_mean", "leave_one_out")  # and state_value, a function of its own
 KL_CREDITS = ("to_go", "own")
 NORMALISATIONS = ("none", "mean", "std")
 
@@ -59,20 +61,39 @@ def turn_returns(R1: Tensor, R2: Tensor, *, gamma_turn: float) -> tuple[Tensor, 
 
 
 def kl_coefs(*, stage: int, beta1: float, beta2: float) -> tuple[float, float]:
-    """KL weights `(turn 1, turn 2)`: `(beta2, beta1)` in stage I, `(beta1, beta1)` in stage II (SCoRe, section 5)."""
+    """KL weights `(turn 1, turn 2)`: `(beta1 + beta2, beta1)` in stage I, `(beta1, beta1)` in stage II.
+
+    SCoRe, section 5: stage I's anchor of weight `beta2` comes on top of the default penalty of weight `beta1`, which
+    equation 3 omits for brevity. Raises ValueError for another stage or a weight that is negative or not finite.
+    """
     beta1, beta2 = _number("beta1", beta1), _number("beta2", beta2)
     if stage not in (1, 2):
         raise ValueError(f"stage is {stage!r}; use 1 or 2")
-    return (beta2 if stage == 1 else beta1), beta1
+    return (beta1 + beta2 if stage == 1 else beta1), beta1
+
+
+def balanced_beta2(anchor: float, objective: float, *, low: float, high: float) -> float:
+    """The `beta2` at which stage I's anchor pulls as hard as its objective, between `low` and `high`.
+
+        beta2 = objective / anchor     mean |advantage| of turn 2's tokens over mean |KL credit| of turn 1's
+
+    SCoRe, section 5.3, adapts beta2 "to balance the magnitudes" of the two. The floor `low` keeps a policy that has
+    drifted (a large anchor) from loosening it. An anchor of 0, the policy at its reference, gives `high`; no objective
+    at all gives `low`. Raises ValueError for numbers that are negative or not finite, or `high` below `low`.
+    """
+    anchor, objective = _number("anchor", anchor), _number("objective", objective)
+    low, high = _number("low", low), _number("high", high)
+    if high < low:
+        raise ValueError(f"beta2 is to stay between {low:g} and {high:g}; give an upper bound that is not the lower")
+    if objective <= low * anchor:
+        return low
+    return high if objective >= high * anchor else objective / anchor
 
 
 def guidance_rewards(r1: Tensor, r2: Tensor, leak: Tensor, *, kind: str, leak_penalty: float) -> Tensor:
     """Reward of the guidance that led from an attempt to its revision.
 
-        outcome      r2
-        improvement  r2 - r1
-        transition   1 from wrong to right, 0.2 from right to right, else 0
-        each minus   leak_penalty * leak
+        the function of that name in `config/choices.py` (outcome, improvement, transition) - leak_penalty * leak
 
     `r1`, `r2` (B,): grades in [0, 1]; `leak` (B,): 1 or True where the guidance states the answer. Returns (B,).
     Raises ValueError for an unknown kind, a negative penalty, shapes that differ, values that are not finite, or
@@ -80,20 +101,29 @@ def guidance_rewards(r1: Tensor, r2: Tensor, leak: Tensor, *, kind: str, leak_pe
     """
     r1, r2, leak = _vectors(r1=r1, r2=r2, leak=leak)
     _choice("guidance reward kind", kind, GUIDANCE_REWARDS)
-    if kind == "outcome":
-        reward = r2
-    elif kind == "improvement":
-        reward = r2 - r1
-    else:
-        graded = torch.cat([r1, r2])
-        partial = graded[(graded != 0) & (graded != 1)]
-        if len(partial):
-            raise ValueError(
-                f"guidance reward transition needs grades of 0 or 1, got {partial[0].item():g}; "
-                "use outcome or improvement with partial credit"
-            )
-        reward = r2 * (r1 * RIGHT_TO_RIGHT + (1 - r1) * WRONG_TO_RIGHT)
-    return reward - _number("leak_penalty", leak_penalty) * leak
+    return GUIDANCE_REWARDS[kind].load()(r1, r2) - _number("leak_penalty", leak_penalty) * leak
+
+
+def outcome(r1: Tensor, r2: Tensor) -> Tensor:
+    """`r2`."""
+    return r2
+
+
+def improvement(r1: Tensor, r2: Tensor) -> Tensor:
+    """`r2 - r1`."""
+    return r2 - r1
+
+
+def transition(r1: Tensor, r2: Tensor) -> Tensor:
+    """1 from wrong to right, 0.2 from right to right, else 0."""
+    graded = torch.cat([r1, r2])
+    partial = graded[(graded != 0) & (graded != 1)]
+    if len(partial):
+        raise ValueError(
+            f"guidance reward transition needs grades of 0 or 1, got {partial[0].item():g}; "
+            "use outcome or improvement with partial credit"
+        )
+    return r2 * (r1 * RIGHT_TO_RIGHT + (1 - r1) * WRONG_TO_RIGHT)
 
 
 # ── Baselines: over attempts, by id ──
@@ -157,6 +187,63 @@ def baseline(
         in_batch = (sum_of_batch - own) / (num_in_batch - 1).clamp(min=1)
         result = torch.where(num > 1, in_group, in_batch)
     return torch.where(units.mask, result, 0).to(returns.dtype)
+
+
+def state_value(
+    r2: Tensor,
+    group: Tensor,
+    unit: Tensor,
+    r1: Tensor,
+    *,
+    prior_rows: float = 2.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Estimate of `E[r2 | x, y1]` for each row, from all rows but itself: the baseline of what follows an attempt.
+
+        v = (sum of r2 over the like rows + prior_rows * rate(r1)) / (number of like rows + prior_rows)
+
+        like rows  the attempt's other revisions, and those of the problem's other attempts with the same r1
+        rate(r1)   mean over the batch's other attempts with the same r1, of each the mean r2 of its rows; over all
+                   other attempts where none has the same r1. Without another attempt the like rows stand alone.
+
+    The row's own revision is in none of it and `r1` belongs to the state, so `r2 - v` is unbiased for the revision and
+    for the guidance that led to it. Of a reward `r2 + alpha * (r2 - r1)` the state's part drops out exactly, and what
+    is left is `(1 + alpha) * (r2 - v)`.
+
+    `r2` (B,): grades, or guidance rewards; `group`, `unit` (B,): integer ids of the problem and, within it, of the
+    attempt; `r1` (B,): the attempt's grade; `prior_rows`: rows that the batch's rate weighs as much as; `mask` (B,) as
+    in `baseline`. Returns (B,), 0 where masked or where there is no other row. Raises ValueError as `baseline` does,
+    for a negative `prior_rows`, and for rows of one attempt with different r1.
+    """
+    r2, r1 = _vectors(mask=mask, r2=r2, r1=r1)
+    prior_rows = _number("prior_rows", prior_rows)
+    units = _Units(r2, group, unit, mask)
+    grades, grade = torch.unique(torch.where(units.mask, r1, 0), return_inverse=True)
+    grade_of_unit = torch.zeros(len(units.value), dtype=torch.long, device=r1.device)
+    grade_of_unit[units.unit[units.mask]] = grade[units.mask]
+    odd = units.mask & (grade_of_unit[units.unit] != grade)
+    if odd.any():
+        row = int(odd.nonzero()[0])
+        raise ValueError(
+            f"r1[{row}] is {r1[row].item():g}, and another row of the same attempt has "
+            f"{grades[grade_of_unit[units.unit[row]]].item():g}; rows of one group and unit share their attempt"
+        )
+    # like rows: those of the row's problem and grade, itself left out
+    like_ids, like = torch.unique(torch.stack([units.group, grade]), dim=1, return_inverse=True)
+    num_like = _sums(units.mask.double(), like, like_ids.shape[1])[like] - 1
+    sum_like = _sums(units.returns, like, like_ids.shape[1])[like] - units.returns
+    # rates: over units, each weighing the same, the row's own left out
+    own, present = units.value[units.unit], units.present.double()
+    num_same = _sums(present, grade_of_unit, len(grades))[grade] - 1
+    sum_same = _sums(units.value * present, grade_of_unit, len(grades))[grade] - own
+    num_others = present.sum() - 1
+    rate = torch.where(
+        num_same > 0, sum_same / num_same.clamp(min=1), (units.value.sum() - own) / num_others.clamp(min=1)
+    )
+    prior = prior_rows if num_others > 0 else 0.0
+    weight = num_like + prior
+    value = torch.where(weight > 0, (sum_like + prior * rate) / weight.clamp(min=1e-12), rate)
+    return torch.where(units.mask, value, 0).to(r2.dtype)
 
 
 def guidance_baseline(rewards: Tensor, state: Tensor, r1: Tensor, *, kind: str, mask: Tensor | None = None) -> Tensor:
@@ -392,7 +479,7 @@ def _coef_pair(kl_coef: Sequence[float]) -> tuple[float, float]:
     return _number("kl_coef of turn 1", kl_coef[0]), _number("kl_coef of turn 2", kl_coef[1])
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; use one of {', '.join(choices)}")
 

@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from score_openrlhf import platform
+from score_openrlhf.errors import RunError
 
 START_SECONDS = 180.0  # a cold file system can take a minute for Ray's imports
 END_SECONDS = 5.0
@@ -34,7 +35,7 @@ STARTED = "Ray runtime started"  # `ray start` prints it when all its processes 
 PR_SET_PDEATHSIG = 1
 
 
-class RayNodeError(RuntimeError):
+class RayNodeError(RunError):
     """`ray start` did not start, or ended by itself."""
 
 
@@ -100,7 +101,7 @@ def _ray_start(words: list[str], address: str, ip: str, num_gpus: int) -> Iterat
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     # its port is fixed by default, and two runs on a node would share it
     command += [f"--node-ip-address={ip}", f"--dashboard-agent-listen-port={free_port()}", *words]
-    with tempfile.TemporaryDirectory(prefix="score-openrlhf-ray-") as folder:
+    with tempfile.TemporaryDirectory(prefix="score-openrlhf-ray-", ignore_cleanup_errors=True) as folder:
         log = Path(folder, "ray_start.log")
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -160,6 +161,27 @@ def temp_dir() -> str:
     except (KeyError, OSError):  # a container's user without a name
         user = str(os.getuid())
     return f"/tmp/ray-{user}"
+
+
+def other_cluster() -> str | None:
+    """The cluster that `ray.init` would join by itself, as "ADDRESS (what names it)"; None where there is none.
+
+    RAY_ADDRESS counts whatever answers there; the file that `ray start` leaves behind counts if something does.
+    """
+    from ray._common.utils import get_ray_address_file
+
+    if named := os.environ.get("RAY_ADDRESS"):
+        return f"{named} (RAY_ADDRESS)"
+    file = Path(get_ray_address_file(None))
+    address = file.read_text().strip() if file.is_file() else ""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        return None
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except OSError:
+        return None
+    return f"{address} ({file})"
 
 
 def own_address(peer: str) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from score_openrlhf import platform
-from score_openrlhf.cli.sampling import add_model_arguments, is_override, resolve
+from score_openrlhf.cli.sampling import add_model_arguments, resolve
+from score_openrlhf.cli.words import add_words
+from score_openrlhf.errors import UserError, printable
+from score_openrlhf.journal import Journal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from score_openrlhf.evaluation.run import Collected, Settings
 
 RESULTS, TABLE, TRAJECTORIES, CONFIG = "evaluation.json", "evaluation.csv", "trajectories.jsonl", "config.yaml"
+PROGRESS = "progress.jsonl"  # the trajectories that are done, until all are
 PLAIN_WIDTH, TITLE_WIDTH = 120, 64  # characters: of lines in a file, of the longest title
 SHOWN = (
     "acc_t1", "acc_t2", "delta", "i2c", "c2i", "fix_rate", "break_rate", "edit_ratio", "changed_answer",
@@ -27,16 +30,14 @@ SHOWN = (
 )  # fmt: skip
 
 
-def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "evaluate",
-        help="measure a solver, with or without a guidance model, and what the guidance is worth",
-        description="Evaluate a solver, with or without a guidance model, on a file of problems. The controls revise "
-        "the same attempts under other texts, so that what the guidance is worth shows apart from a second look.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Evaluate a solver, with or without a guidance model, on a file of problems. The controls revise "
+        "the same attempts under other texts, so that what the guidance is worth shows apart from a second look."
     )
-    parser.add_argument(
-        "words", nargs="*", metavar="CONFIG | key=value",
-        help="a YAML file or a finished run's folder, and overrides such as rollout.attempt_max_tokens=512",
+    add_words(
+        parser, "CONFIG | key=value",
+        "a YAML file or a finished run's folder, and overrides such as rollout.attempt_max_tokens=512",
     )  # fmt: skip
     add_model_arguments(parser)
     parser.add_argument("--problems", metavar="FILE", help="problems with answers; default: CONFIG's data.eval")
@@ -45,6 +46,10 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--controls", action=argparse.BooleanOptionalAction, default=True, help="revise under the controls too"
     )
+    parser.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="go on where the same command was interrupted; --no-resume keeps that aside and starts anew",
+    )  # fmt: skip
     parser.add_argument("--output", metavar="DIR", help="where the files go; default: output_dir/evaluation")
     parser.add_argument("--json", action="store_true", help="print the results as JSON and nothing else on stdout")
     parser.set_defaults(run=run)
@@ -53,42 +58,37 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from score_openrlhf.cli.train import complain, prepare_task
+    from score_openrlhf.cli.train import prepare_task
     from score_openrlhf.config.compose import save
     from score_openrlhf.evaluation.run import Settings
     from score_openrlhf.evaluation.session import problems_of, sampling_config
-    from score_openrlhf.rollout.generator import TooManyFailures
 
     console = Console(stderr=args.json)
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_WIDTH)
-    try:
-        configs = [word for word in args.words if not is_override(word)]
-        if len(configs) > 1:
-            raise ValueError(f"one CONFIG at most, not {' and '.join(configs)}; overrides have the form key=value")
-        overrides = [word for word in args.words if is_override(word)]
-        overrides += [f"data.eval={args.problems}"] if args.problems else []
-        resolved = resolve(configs[0] if configs else None, overrides, args.solver, args.guidance)
-        platform.start_fork_server()
-        prepare_task(resolved)
-        cfg = sampling_config(resolved, need_problems=True)
-        settings = Settings(
-            samples=cfg.eval.num_samples if args.samples is None else args.samples,
-            temperature=cfg.eval.temperature if args.temperature is None else args.temperature,
-            seeds=_seeds(args.seeds) if args.seeds else (cfg.eval.seed,),
-            controls=args.controls,
-        )
-        problems = problems_of(cfg)
-        output_dir = Path(args.output) if args.output else Path(cfg.output_dir, "evaluation")
-        results = _evaluate(cfg, problems, settings, output_dir, console)
+    overrides = [*args.overrides, *([f"data.eval={args.problems}"] if args.problems else [])]
+    resolved = resolve(args.config, overrides, args.solver, args.guidance)
+    platform.start_fork_server()
+    prepare_task(resolved)
+    cfg = sampling_config(resolved, need_problems=True)
+    settings = Settings(
+        samples=cfg.eval.num_samples if args.samples is None else args.samples,
+        temperature=cfg.eval.temperature if args.temperature is None else args.temperature,
+        seeds=_seeds(args.seeds) if args.seeds else (cfg.eval.seed,),
+        controls=args.controls,
+    )
+    problems = problems_of(cfg)
+    output_dir = Path(args.output) if args.output else Path(cfg.output_dir, "evaluation")
+    measured = _measured(cfg, problems, settings)
+    results = _found(output_dir, measured, console, resume=args.resume)
+    if results is None:
+        output_dir.mkdir(parents=True, exist_ok=True)
         save(resolved, str(output_dir / CONFIG))
-    except TooManyFailures as error:
-        return complain(error, status=1)
-    except ValueError as error:  # ConfigError and ChatTemplateError included: the user's to mend, so no traceback
-        return complain(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
-        return 130
+        with closing(Journal.open(output_dir / PROGRESS, measured)) as journal:
+            try:
+                results = _evaluate(cfg, problems, settings, output_dir, console, journal, measured)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(_how_to_go_on(journal)) from None
     if args.json:
         print(json.dumps(results))
     else:
@@ -100,25 +100,99 @@ def _seeds(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise ValueError(f"--seeds is {text!r}; give whole numbers with commas between, such as 0,1,2") from error
+        raise UserError(f"--seeds is {text!r}; give whole numbers with commas between, such as 0,1,2") from error
 
 
-def _evaluate(cfg, problems, settings: Settings, output_dir: Path, console: Console) -> dict[str, Any]:
+def _measured(cfg, problems, settings: Settings) -> dict[str, Any]:
+    """All that the results depend on, JSON-ready: results of other settings are never mixed with these."""
+    from score_openrlhf.config.evaluation import evaluation_settings, weights_digest
+    from score_openrlhf.preflight.inputs import templates_of
+    from score_openrlhf.tasks import make_task
+
+    return {
+        "the solver": cfg.model_path,
+        "the solver's files": weights_digest(cfg.model_path),
+        "the guidance model": cfg.guidance_model_path,
+        "the guidance model's files": weights_digest(cfg.guidance_model_path),
+        **evaluation_settings(cfg, problems, templates_of(cfg, make_task(cfg.task.name))),
+        "eval.num_samples": settings.samples,
+        "eval.temperature": settings.temperature,
+        "eval.seed": list(settings.seeds),
+        "controls": settings.controls,
+    }
+
+
+def _found(output_dir: Path, measured: dict[str, Any], console: Console, *, resume: bool) -> dict[str, Any] | None:
+    """The results of this very evaluation if it is finished; else None, with what is of another one moved aside."""
+    from score_openrlhf.config.evaluation import changes
+    from score_openrlhf.journal import settings_in
+    from score_openrlhf.trainer.runlog import move_aside
+
+    results = _results_in(output_dir)
+    before = results.get("settings") if results is not None else settings_in(output_dir / PROGRESS)
+    if results is None and before is None:
+        return None
+    changed = ["it does not say what it measured"] if before is None else changes(before, measured)
+    if resume and not changed:
+        if results is not None:
+            console.print(
+                f"evaluated already: {output_dir / RESULTS} is of these models, problems and settings "
+                "(--no-resume evaluates anew)", highlight=False, soft_wrap=True,
+            )  # fmt: skip
+        return results
+    aside = move_aside(output_dir, (RESULTS, TABLE, TRAJECTORIES, CONFIG, PROGRESS))
+    why = f"of other settings ({'; '.join(changed)})" if changed else "not gone on from"
+    said = f"the evaluation in {output_dir} is {why} and is kept as {aside}"
+    console.print(said, highlight=False, soft_wrap=True, markup=False)
+    return None
+
+
+def _results_in(output_dir: Path) -> dict[str, Any] | None:
+    path = output_dir / RESULTS
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error}); remove it to evaluate again") from error
+
+
+def _how_to_go_on(journal: Journal) -> str:
+    done = len(journal.records) + journal.num_added
+    kept = f"{done} finished trajectories are kept in {journal.path}" if done else "no trajectory was finished yet"
+    return f"{kept}; the same command goes on from there"
+
+
+def _evaluate(
+    cfg,
+    problems,
+    settings: Settings,
+    output_dir: Path,
+    console: Console,
+    journal: Journal,
+    measured: dict[str, Any],
+) -> dict[str, Any]:
     """Start the engines, walk every condition, write the files; returns what evaluation.json holds."""
+    from score_openrlhf.evaluation.kept import Kept
+    from score_openrlhf.evaluation.knowledge import equal_in
     from score_openrlhf.evaluation.results import summarise, to_csv
     from score_openrlhf.evaluation.run import evaluate, main_condition
     from score_openrlhf.evaluation.session import running_models
-    from score_openrlhf.trainer.metrics import num_sampled_tokens
+    from score_openrlhf.rollout.metrics import num_sampled_tokens
     from score_openrlhf.trainer.runlog import write_atomically
 
     started = time.perf_counter()
+    kept = Kept(problems, journal)
+    if len(kept):
+        console.print(f"going on: {len(kept)} trajectories are in {journal.path}", highlight=False, soft_wrap=True)
     console.print("starting engines", highlight=False)
-    with running_models(cfg, output_dir, console) as walker:
+    with running_models(cfg, output_dir, console) as runner:
         startup = time.perf_counter() - started
+        journal.begin()
         with _progress(console) as report:
-            collected = evaluate(walker, problems, cfg, settings, report)
-        seconds = time.perf_counter() - started
-        main = main_condition(walker)
+            collected = evaluate(runner, problems, cfg, settings, report, kept)
+        sampling = journal.seconds_before + time.perf_counter() - started - startup
+        main = main_condition(runner)
         results: dict[str, Any] = {
             "solver_path": cfg.model_path,
             "guidance_path": cfg.guidance_model_path,
@@ -127,13 +201,15 @@ def _evaluate(cfg, problems, settings: Settings, output_dir: Path, console: Cons
             "samples": settings.samples,
             "seeds": list(settings.seeds),
             "temperature": settings.temperature,
-            **summarise(walker.task, collected, main, greedy=settings.temperature == 0),
+            **summarise(runner.task, collected, main, greedy=settings.temperature == 0, equal=equal_in(runner.pool)),
             "sampled_tokens": num_sampled_tokens([t for each in collected[main].values() for t in each]),
-            "seconds": {"startup": startup, "sampling": seconds - startup},
+            "seconds": {"startup": startup, "sampling": sampling},
+            "settings": measured,
         }
     write_atomically(output_dir / TRAJECTORIES, _lines(collected))
     write_atomically(output_dir / TABLE, to_csv(results))
     write_atomically(output_dir / RESULTS, json.dumps(results, indent=1) + "\n")
+    journal.remove()
     return results
 
 
@@ -193,6 +269,7 @@ def _line_at_the_end(console: Console, label: str, total: int) -> Callable[[], N
 def show(console: Console, results: dict[str, Any], output_dir: Path) -> None:
     """The tables: metrics of the pair, the controls and its lead over each, scaling, hint quality."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     main, conditions = results["main_condition"], results["conditions"]
@@ -203,6 +280,8 @@ def show(console: Console, results: dict[str, Any], output_dir: Path) -> None:
     for metric in SHOWN:
         if metric in metrics:
             table.add_row(metric, _interval(metrics[metric]))
+    failed = conditions[main]
+    table.add_row("failed, counted as wrong", f"{failed['num_failed']} of {failed['num_trajectories']}")
     console.print(table)
     if len(conditions) > 1:
         table = Table(
@@ -244,9 +323,16 @@ def show(console: Console, results: dict[str, Any], output_dir: Path) -> None:
         causes = ", ".join(f"{cause} ({count})" for cause, count in condition["failures"].items())
         if causes:
             console.print(
-                f"[yellow]failed and left out[/yellow] under {condition['label']}: {causes}",
+                f"[yellow]{condition['num_failed']} of {condition['num_trajectories']} failed and count as "
+                f"wrong[/yellow] under {condition['label']}: {escape(printable(causes))}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
+    if results["answers_not_compared"]:
+        console.print(
+            f"[yellow]majority:[/yellow] {results['answers_not_compared']} pairs of wrong answers could not be "
+            "compared in task.grade_timeout_seconds and count as different",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     seconds = results["seconds"]
     console.print(
         f"{seconds['sampling']:.0f} s of sampling after {seconds['startup']:.0f} s of start-up; "

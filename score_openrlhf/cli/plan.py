@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 
+from score_openrlhf.cli.words import add_config
 from score_openrlhf.config.compose import Resolved, load_config
-from score_openrlhf.config.memory import GIB
+from score_openrlhf.config.machine import missing_packages
+from score_openrlhf.config.model_code import untrusted_code
 from score_openrlhf.config.paths import paths
 from score_openrlhf.config.validate import validate, warnings
-from score_openrlhf.policies.advice import advise
-from score_openrlhf.policies.memory import Cluster, default_cluster, model_shapes, plan_memory
+from score_openrlhf.errors import UserError
+from score_openrlhf.memory_plan.advice import advise
+from score_openrlhf.memory_plan.footprint import GIB, GPU_MEMORY
+from score_openrlhf.memory_plan.plan import Cluster, default_cluster, model_shapes, plan_memory
 
 UNITS = {
     "B": 1,
@@ -31,11 +34,8 @@ UNITS = {
 }
 
 
-def add_parser(subparsers) -> None:
-    """Adds `plan` to the command's parser."""
-    parser = subparsers.add_parser("plan", help="show roles, memory and arguments of a run, and whether it fits")
-    parser.add_argument("config", help="a YAML file, e.g. configs/rl_guided_score_7b_8gpu.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. actor.num_gpus_per_node=4")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser, "actor.num_gpus_per_node=4")
     add_cluster_arguments(parser)
     parser.add_argument("--full", action="store_true", help="show every key of the configuration, defaults included")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else on stdout")
@@ -46,7 +46,13 @@ def add_cluster_arguments(parser: argparse._ActionsContainer) -> None:
     """What there is to run on."""
     parser.add_argument("--gpus", type=_count, metavar="N", help="GPUs of a node; without it as many as are asked for")
     parser.add_argument("--nodes", type=_count, metavar="M", help="nodes; without it as many as are asked for")
-    parser.add_argument("--gpu-memory", type=_memory, default=80 * GIB, metavar="80GiB", help="memory of one GPU")
+    parser.add_argument(
+        "--gpu-memory",
+        type=_memory,
+        default=GPU_MEMORY,
+        metavar="78GiB",
+        help="memory of one GPU that programs can have; without it 78GiB, what cards sold as 80 GB give",
+    )
 
 
 def _count(text: str) -> int:
@@ -65,15 +71,11 @@ def _memory(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Plan; returns the exit status."""
-    try:
-        resolved = load_config(args.config, args.overrides)
-        validate(resolved.cfg, check_paths=False)  # the run's machine has them, this one need not
-        if not resolved.cfg.model_path:
-            raise ValueError("model_path is not set: give the solver's model, model_path=<directory or hub name>")
-        return show(resolved, args, full=getattr(args, "full", False), as_json=args.json)
-    except ValueError as error:  # ConfigError included: the user's to mend, so no traceback
-        print(f"score-openrlhf: {error}", file=sys.stderr)
-        return 2
+    resolved = load_config(args.config, args.overrides)
+    validate(resolved.cfg, check_paths=False)  # the run's machine has them, this one need not
+    if not resolved.cfg.model_path:
+        raise UserError("model_path is not set: give the solver's model, model_path=<directory or hub name>")
+    return show(resolved, args, full=getattr(args, "full", False), as_json=args.json)
 
 
 def show(resolved: Resolved, args: argparse.Namespace, *, full: bool = False, as_json: bool = False) -> int:
@@ -81,7 +83,7 @@ def show(resolved: Resolved, args: argparse.Namespace, *, full: bool = False, as
 
     Raises ConfigError where a model's shape is not known.
     """
-    from score_openrlhf.report.plan import plan_record, show_plan
+    from score_openrlhf.memory_plan.show import plan_record, show_plan
 
     cfg = resolved.cfg
     asked = default_cluster(cfg, args.gpu_memory)
@@ -90,7 +92,8 @@ def show(resolved: Resolved, args: argparse.Namespace, *, full: bool = False, as
     cluster = Cluster(num_nodes, gpus_per_node, args.gpu_memory)
     plan = plan_memory(cfg, cluster, model_shapes(cfg))
     advice = [] if plan.fits else advise(cfg, cluster, plan)
-    notes = [*warnings(cfg), *(f"not on this machine: {problem}" for problem in paths(cfg))]
+    here = (*missing_packages(cfg), *paths(cfg))
+    notes = [*warnings(cfg), *(f"not on this machine: {problem}" for problem in here), *untrusted_code(cfg)]
     record = plan_record(resolved, plan, advice, notes)
     if as_json:
         print(json.dumps(record, indent=1, allow_nan=False))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from score_openrlhf.errors import UserError
 
-def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "report",
-        help="write one self-contained HTML page about a run, or about several",
-        description="Curves of both policies, figures before and after, hints, time and a browser of trajectories, "
-        "in one HTML file that needs no network. Works on a run that is still going on. Several runs are compared.",
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Curves of both policies, figures before and after, hints, time and a browser of trajectories, "
+        "in one HTML file that needs no network. Works on a run that is still going on. Several runs are compared."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output_dir of a run")
     parser.add_argument(
@@ -31,22 +30,18 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page; 0, or 2 with the cause on standard error for a folder that is no run or a bad option."""
+    """Write the page; UserError for a folder that is no run or a bad option."""
     from score_openrlhf.report.page import render
     from score_openrlhf.report.run_data import read_runs
 
-    try:
-        if args.max_trajectories < 0:
-            raise ValueError(f"--max-trajectories {args.max_trajectories} is negative; 0 leaves them out")
-        runs = read_runs(args.runs)
-        default = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
-        output = Path(args.output or default).absolute()
-        if not output.parent.is_dir():
-            raise ValueError(f"{output.parent} is not a folder; make it first or choose another --output")
-        page = render(runs, max_trajectories=args.max_trajectories)
-    except ValueError as error:
-        print(f"score-openrlhf: {error}", file=sys.stderr)
-        return 2
+    if args.max_trajectories < 0:
+        raise UserError(f"--max-trajectories {args.max_trajectories} is negative; 0 leaves them out")
+    runs = read_runs(args.runs)
+    default = runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html")
+    output = Path(args.output or default).absolute()
+    if not output.parent.is_dir():
+        raise UserError(f"{output.parent} is not a folder; make it first or choose another --output")
+    page = render(runs, max_trajectories=args.max_trajectories)
     output.write_text(page, encoding="utf-8")
     print(f"{output} ({len(page.encode()) / 1e6:.1f} MB)")
     return 0

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from score_openrlhf import platform
-from score_openrlhf.cli.sampling import add_model_arguments, is_config, is_override, resolve
+from score_openrlhf.cli.sampling import add_model_arguments, resolve
+from score_openrlhf.cli.words import add_words
+from score_openrlhf.errors import UserError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from score_openrlhf.evaluation.walk import Walker
+    from score_openrlhf.evaluation.runner import EvaluationRunner
     from score_openrlhf.rollout.executor import SamplingPlan
     from score_openrlhf.rollout.trajectory import Sample, Trajectory
     from score_openrlhf.tasks.base import Grade, Problem
@@ -25,16 +27,14 @@ PHASES = {"attempt": ("attempt", "cyan"), "guide": ("hint", "magenta"), "revise"
 MARKS = {"right": "[green]right[/green]", "wrong": "[red]wrong[/red]"}
 
 
-def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "solve",
-        help="solve a problem: attempt, hint, revision",
-        description="Solve a problem in front of you. Without PROBLEM and --file, problems are read from standard "
-        "input, one a line; on a terminal they are asked for, one after another.",
-    )  # fmt: skip
-    parser.add_argument(
-        "words", nargs="*", metavar="PROBLEM | CONFIG | key=value",
-        help="the problem's text; a YAML file or a finished run's folder; overrides such as eval.seed=3",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Solve a problem in front of you. Without PROBLEM and --file, problems are read from standard "
+        "input, one a line; on a terminal they are asked for, one after another."
+    )
+    add_words(
+        parser, "PROBLEM | CONFIG | key=value",
+        "the problem's text; a YAML file or a finished run's folder; overrides such as eval.seed=3", texts=True,
     )  # fmt: skip
     parser.add_argument("--answer", metavar="A", help="the gold answer: both turns are then graded")
     add_model_arguments(parser)
@@ -46,55 +46,44 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from score_openrlhf.cli.train import complain, prepare_task
+    from score_openrlhf.cli.train import prepare_task
     from score_openrlhf.evaluation.run import Settings, sampling_plan
     from score_openrlhf.evaluation.session import running_models, sampling_config
 
     console = Console(stderr=args.json)
-    try:
-        texts = [word for word in args.words if not is_override(word) and not is_config(word)]
-        configs = [word for word in args.words if is_config(word)]
-        if len(texts) > 1 or len(configs) > 1:
-            raise ValueError(f"one PROBLEM and one CONFIG at most, not {texts + configs}; put the problem in quotes")
-        if args.answer and not texts:
-            raise ValueError("--answer belongs to a PROBLEM on the command line; a file has its own answers")
-        overrides = [word for word in args.words if is_override(word)]
-        resolved = resolve(configs[0] if configs else None, overrides, args.solver, args.guidance)
-        platform.start_fork_server()
-        prepare_task(resolved)
-        cfg = sampling_config(resolved, need_problems=False)
-        problems: Iterable[Problem] = _problems(args, texts, cfg)
-        temperature = cfg.eval.temperature if args.temperature is None else args.temperature
-        plan = sampling_plan(cfg, Settings(1, temperature, (cfg.eval.seed,)), cfg.eval.seed)
-        console.print("starting engines", style="dim")
-        with running_models(cfg, Path(cfg.output_dir, "solve"), console) as walker:
-            failed = _solve_all(walker, problems, plan, console, args.json)
-    except ValueError as error:
-        return complain(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    if args.answer and not args.texts:
+        raise UserError("--answer belongs to a PROBLEM on the command line; a file has its own answers")
+    resolved = resolve(args.config, args.overrides, args.solver, args.guidance)
+    platform.start_fork_server()
+    prepare_task(resolved)
+    cfg = sampling_config(resolved, need_problems=False)
+    problems: Iterable[Problem] = _problems(args, cfg)
+    temperature = cfg.eval.temperature if args.temperature is None else args.temperature
+    plan = sampling_plan(cfg, Settings(1, temperature, (cfg.eval.seed,)), cfg.eval.seed)
+    console.print("starting engines", style="dim")
+    with running_models(cfg, Path(cfg.output_dir, "solve"), console) as runner:
+        failed = _solve_all(runner, problems, plan, console, args.json)
     return 1 if failed else 0
 
 
-def _problems(args: argparse.Namespace, texts: list[str], cfg) -> Iterator[Problem] | list[Problem]:
+def _problems(args: argparse.Namespace, cfg) -> Iterator[Problem] | list[Problem]:
     """The problems in the order in which they are solved; a terminal is asked for them one by one."""
     from score_openrlhf.tasks.base import Problem
 
-    if texts and args.file:
-        raise ValueError("give PROBLEM or --file, not both")
-    if texts:
-        return [Problem("problem", texts[0], args.answer or "")]
+    if args.texts and args.file:
+        raise UserError("give PROBLEM or --file, not both")
+    if args.texts:
+        return [Problem("problem", args.texts[0], args.answer or "")]
     if args.file and Path(args.file).suffix in (".jsonl", ".json", ".parquet"):
         return _rows(args.file, cfg)
     if args.file:
         path = Path(args.file)
         if not path.is_file():
-            raise ValueError(f"--file: {path.absolute()} does not exist; give a data file or a text file")
-        return _lines(path.read_text().splitlines())
+            raise UserError(f"--file: {path.absolute()} does not exist; give a data file or a text file")
+        return _lines(_text(path.absolute()))
     if sys.stdin.isatty():
         return _asked()
-    return _lines(sys.stdin.read().splitlines())
+    return _lines(sys.stdin.read())
 
 
 def _rows(file: str, cfg) -> list[Problem]:
@@ -109,12 +98,21 @@ def _rows(file: str, cfg) -> list[Problem]:
     return checked_rows(file, read)
 
 
-def _lines(lines: list[str]) -> list[Problem]:
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--file: {path} cannot be read as text in UTF-8: {error}") from error
+
+
+def _lines(text: str) -> list[Problem]:
     from score_openrlhf.tasks.base import Problem
 
-    problems = [Problem(f"line {n}", line.strip(), "") for n, line in enumerate(lines, start=1) if line.strip()]
+    problems = [
+        Problem(f"line {n}", line.strip(), "") for n, line in enumerate(text.splitlines(), start=1) if line.strip()
+    ]
     if not problems:
-        raise ValueError("there is no problem: give one on the command line, in --file or on standard input")
+        raise UserError("there is no problem: give one on the command line, in --file or on standard input")
     return problems
 
 
@@ -133,20 +131,22 @@ def _asked() -> Iterator[Problem]:
 
 
 def _solve_all(
-    walker: Walker, problems: Iterable[Problem], plan: SamplingPlan, console: Console, as_json: bool
+    runner: EvaluationRunner, problems: Iterable[Problem], plan: SamplingPlan, console: Console, as_json: bool
 ) -> int:
     """Solve one after another; returns how many failed."""
     failed = 0
     for number, problem in enumerate(problems):
         # one event loop a problem: it would hold back a Ctrl-C at the prompt between two
-        trajectory = asyncio.run(_solve(walker, problem, number, plan, console))
+        trajectory = asyncio.run(_solve(runner, problem, number, plan, console))
         failed += trajectory.failure is not None
         if as_json:
             print(json.dumps(trajectory.to_json()), flush=True)
     return failed
 
 
-async def _solve(walker: Walker, problem: Problem, number: int, plan: SamplingPlan, console: Console) -> Trajectory:
+async def _solve(
+    runner: EvaluationRunner, problem: Problem, number: int, plan: SamplingPlan, console: Console
+) -> Trajectory:
     """One problem, shown while it is solved; returns its trajectory."""
     from rich.markup import escape
 
@@ -158,10 +158,10 @@ async def _solve(walker: Walker, problem: Problem, number: int, plan: SamplingPl
     screen.title("problem", "dim")
     screen.text(problem.text)
     screen.finish()
-    await solve(walker, trajectory, plan, screen)
+    await solve(runner, trajectory, plan, screen)
     if trajectory.failure:
         screen.finish()
-        console.print(f"[red]failed:[/red] {escape(trajectory.failure)} (data.max_len is {plan.max_len})")
+        console.print(f"[red]failed:[/red] {escape(printable(trajectory.failure))} (data.max_len is {plan.max_len})")
     return trajectory
 
 
@@ -220,8 +220,3 @@ class Screen:
         if ready:
             self.console.out(ready, style=self.style, highlight=False, end="")
             self.shown = True
-
-
-def printable(text: str) -> str:
-    """The text without what a terminal would obey: a model may say an escape sequence."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -6,37 +6,35 @@ import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from score_openrlhf.config.derive import (
-    GUIDANCE,
-    POLICIES,
-    SOLVER,
-    group_sizes,
-    guidance_start,
-    has_guidance,
-    lora_rank,
-    method_of,
-    runs_stage,
-    trains,
-    trajectories_per_step,
+from score_openrlhf.config.derive import guidance_start, has_guidance, method_of, runs_stage, trajectories_per_step
+from score_openrlhf.config.methods import GUIDANCE, SOLVER
+from score_openrlhf.config.policies import (
+    ENGINE_BATCHED_TOKENS,
+    ENGINE_NUM_SEQS,
+    learning_specs,
+    policy_specs,
+    spec_of,
     wants_shared_reference,
-    world_size,
 )
 from score_openrlhf.config.schema import Config
+from score_openrlhf.config.sizes import group_sizes
 from score_openrlhf.config.stages import num_steps
+from score_openrlhf.platform.detect import is_cpu
 
 
-def method(cfg: Config) -> Iterator[str]:
+def check_method(cfg: Config) -> Iterator[str]:
     """`method` against the flags it could be derived from, and whether anything is trained."""
     if cfg.method == "score" and cfg.use_smart_corrections:
         yield "method score has no guidance model, but use_smart_corrections is true: drop one of the two"
     if cfg.method in ("score", "smart_score") and cfg.train_guidance_model:
         yield f"method {cfg.method} trains no guidance model, but train_guidance_model is true: drop one of the two"
-    if not any(trains(cfg, policy) for policy in POLICIES):
-        frozen = "solver.freeze and guidance.freeze" if method_of(cfg) == "rl_guided_score" else "solver.freeze"
-        yield f"method {method_of(cfg)} with {frozen} trains nothing: set solver.freeze=false"
+    learning = learning_specs(cfg)
+    if not any(spec.trains for spec in learning):
+        frozen = " and ".join(f"{spec.name}.freeze" for spec in learning)
+        yield f"method {method_of(cfg)} with {frozen} trains nothing: set {learning[0].name}.freeze=false"
 
 
-def stages(cfg: Config) -> Iterator[str]:
+def check_stages(cfg: Config) -> Iterator[str]:
     """Lengths of the stages against `start_stage` and `max_steps`."""
     if num_steps(cfg) == 0:
         yield (
@@ -45,12 +43,17 @@ def stages(cfg: Config) -> Iterator[str]:
         )
 
 
-def objective(cfg: Config) -> Iterator[str]:
+def check_objective(cfg: Config) -> Iterator[str]:
     """Settings under which the objective would not be the method's."""
-    if runs_stage(cfg, 1) and trains(cfg, SOLVER) and cfg.beta2 == 0:
+    if runs_stage(cfg, 1) and spec_of(cfg, SOLVER).trains and cfg.beta2 == 0:
         yield (
             "beta2 is 0: stage I trains turn 2 alone and needs beta2 > 0 to hold turn 1 to the reference; "
             "set beta2=0.1, or skip stage I with stage1_steps=0 or start_stage=2"
+        )
+    if cfg.beta2_max is not None and cfg.beta2_max < cfg.beta2:
+        yield (
+            f"beta2_max is {cfg.beta2_max} and beta2, the lower bound of an adaptive beta2, is {cfg.beta2}: "
+            f"raise beta2_max above {cfg.beta2}, or set beta2_max=null for a beta2 that stays"
         )
     if cfg.rollout.top_p != 1:
         yield (
@@ -81,24 +84,25 @@ def objective(cfg: Config) -> Iterator[str]:
             "advantages are made of: set solver.normalise=std or none, or critic.enable=false"
         )
     num_attempts = cfg.rollout.n_samples_per_prompt
-    if cfg.solver.baseline == "group_mean" and not cfg.critic.enable and num_attempts == 1:
-        yield (
-            "solver.baseline group_mean with rollout.n_samples_per_prompt 1 makes every advantage 0: "
-            "set rollout.n_samples_per_prompt=2 or solver.baseline=batch_mean"
-        )
+    for key in ("baseline", "baseline_t2"):
+        if getattr(cfg.solver, key) == "group_mean" and not cfg.critic.enable and num_attempts == 1:
+            yield (
+                f"solver.{key} group_mean with rollout.n_samples_per_prompt 1 makes every advantage of its turn 0: "
+                f"set rollout.n_samples_per_prompt=2 or solver.{key}=batch_mean"
+            )
     if cfg.solver.dynamic_filtering and num_attempts * cfg.guidance_samples == 1:
         yield (
             "solver.dynamic_filtering with one trajectory per problem masks every problem: "
             "set rollout.n_samples_per_prompt=2 or solver.dynamic_filtering=false"
         )
-    if cfg.guidance.dynamic_filtering and cfg.guidance_samples == 1 and trains(cfg, GUIDANCE):
+    if cfg.guidance.dynamic_filtering and cfg.guidance_samples == 1 and spec_of(cfg, GUIDANCE).trains:
         yield (
             "guidance.dynamic_filtering with guidance_samples 1 masks every guidance: "
             "set guidance_samples=2 or guidance.dynamic_filtering=false"
         )
 
 
-def lists(cfg: Config) -> Iterator[str]:
+def check_lists(cfg: Config) -> Iterator[str]:
     """Lengths and orders of list values."""
     betas = cfg.actor.adam.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -106,12 +110,15 @@ def lists(cfg: Config) -> Iterator[str]:
     low_high = cfg.actor.eps_clip_low_high
     if low_high is not None and (len(low_high) != 2 or not (0 < low_high[0] < 1 and low_high[1] > 0)):
         yield f"actor.eps_clip_low_high is {low_high}: give how far below (under 1) and above 1, such as [0.2,0.28]"
+    rewards = cfg.task.reward_range
+    if rewards is not None and (len(rewards) != 2 or not rewards[0] < rewards[1]):
+        yield f"task.reward_range is {rewards}: give the lowest and the highest reward, such as [-1,1]"
     band = cfg.algo.is_correction.threshold
     if len(band) != 2 or not 0 <= band[0] < band[1]:
         yield f"algo.is_correction.threshold is {band}: give a lower and a higher bound, such as [0.5,5.0]"
 
 
-def host_settings(cfg: Config) -> Iterator[str]:
+def check_host_settings(cfg: Config) -> Iterator[str]:
     """What the host or DeepSpeed refuses, found before anything is started."""
     if cfg.ds.tensor_parallel_size > 1 and cfg.ds.param_dtype != "bf16":
         yield f"ds.tensor_parallel_size {cfg.ds.tensor_parallel_size} trains in bf16 only, not {cfg.ds.param_dtype}"
@@ -126,7 +133,29 @@ def host_settings(cfg: Config) -> Iterator[str]:
             f"{str(cfg.ds.adam_offload).lower()}: DeepSpeed offloads weights under ZeRO-3, and master weights with "
             "the optimizer"
         )
-    if cfg.ds.tensor_parallel_size > 1 and any(lora_rank(cfg, policy) for policy in POLICIES):
+    if cfg.ds.grad_accum_dtype not in (None, cfg.ds.param_dtype, "fp32"):
+        yield (
+            f"ds.grad_accum_dtype {cfg.ds.grad_accum_dtype} is neither ds.param_dtype {cfg.ds.param_dtype} nor fp32: "
+            "leave it out or set ds.grad_accum_dtype=fp32"
+        )
+    elif cfg.ds.zero_stage == 2 and cfg.ds.grad_accum_dtype not in (None, cfg.ds.param_dtype):
+        # stage_1_and_2.py, get_all_grad_tensors: takes the gradients as they are and never turns them
+        yield (
+            f"ds.grad_accum_dtype {cfg.ds.grad_accum_dtype} has no effect in ZeRO-2, where DeepSpeed adds them up in "
+            f"the weights' type {cfg.ds.param_dtype}: set ds.zero_stage=3 or leave it out"
+        )
+    if cfg.ds.ring_attn_size > 1 and cfg.ds.attn_implementation != "flash_attention_2":
+        yield (
+            f"ds.ring_attn_size {cfg.ds.ring_attn_size} puts its ring into flash attention's functions: with "
+            f"ds.attn_implementation {cfg.ds.attn_implementation} each rank would see its part of a row alone; set "
+            "ds.attn_implementation=flash_attention_2 or ds.ring_attn_size=1"
+        )
+    if cfg.ds.param_dtype == "fp32" and "flash" in cfg.ds.attn_implementation and not is_cpu():
+        yield (
+            f"ds.param_dtype fp32: ds.attn_implementation {cfg.ds.attn_implementation} has kernels for bf16 and fp16 "
+            "alone; set ds.attn_implementation=sdpa or ds.param_dtype=bf16"
+        )
+    if cfg.ds.tensor_parallel_size > 1 and any(spec.lora_rank for spec in learning_specs(cfg)):
         yield "ds.tensor_parallel_size above 1 does not divide LoRA adapters: set it to 1, or the LoRA ranks to 0"
     if cfg.train.dynamic_batch_enable:
         for name, tokens in (
@@ -159,7 +188,7 @@ def host_settings(cfg: Config) -> Iterator[str]:
             )
 
 
-def sequence_budget(cfg: Config) -> Iterator[str]:
+def check_sequence_budget(cfg: Config) -> Iterator[str]:
     """Token budgets against the longest sequence: the revision's context holds all three texts and the prompts."""
     budgets = {"attempt": cfg.rollout.attempt_max_tokens, "revision": cfg.rollout.revision_max_tokens}
     if has_guidance(cfg):
@@ -173,10 +202,10 @@ def sequence_budget(cfg: Config) -> Iterator[str]:
         )
 
 
-def placement(cfg: Config) -> Iterator[str]:
+def check_placement(cfg: Config) -> Iterator[str]:
     """Roles that share GPUs must sleep in turn, and engines must stand on the GPUs their policy trains on."""
     if cfg.placement == "shared_reference":
-        if method_of(cfg) != "rl_guided_score":
+        if len(learning_specs(cfg)) < 2:
             yield f"placement shared_reference is for two trained policies, method {method_of(cfg)} has one: use split"
         if cfg.ref.shared is False:
             yield "placement shared_reference and ref.shared=false contradict each other: leave ref.shared out"
@@ -190,17 +219,16 @@ def placement(cfg: Config) -> Iterator[str]:
     asleep = {"vllm.enable_sleep": cfg.vllm.enable_sleep, "ds.enable_sleep": cfg.ds.enable_sleep}
     for name in (name for name, enabled in asleep.items() if not enabled):
         yield f"placement colocate shares GPUs between training and engines, so both must sleep: set {name}=true"
-    for policy, key, num_engines, tensor_parallel in _trained_engines(cfg):
-        gpus = world_size(cfg, policy)
-        if num_engines * tensor_parallel != gpus:
+    for spec in learning_specs(cfg):
+        engines = spec.engines
+        if engines.num_gpus != spec.group.num_gpus:
             yield (
-                f"placement colocate: {policy} engines take {num_engines} engines x {tensor_parallel} GPUs = "
-                f"{num_engines * tensor_parallel}, its training group {gpus}: make them equal with {key}.num_engines"
+                f"placement colocate: {spec.name} engines take {engines.num_engines} engines x "
+                f"{engines.tensor_parallel_size} GPUs = {engines.num_gpus}, its training group "
+                f"{spec.group.num_gpus}: make them equal with {engines.section}.num_engines"
             )
-    shares = [cfg.vllm.gpu_memory_utilization]
-    if has_guidance(cfg) and cfg.rollout.schedule == "pipelined":
-        shares.append(cfg.guidance_vllm.gpu_memory_utilization or cfg.vllm.gpu_memory_utilization)
-    if sum(shares) > 1:
+    shares = [spec.engines.gpu_memory_utilization for spec in policy_specs(cfg)]
+    if cfg.rollout.schedule == "pipelined" and sum(shares) > 1:
         yield (
             f"placement colocate with schedule pipelined keeps both engine groups awake on one GPU: "
             f"gpu_memory_utilization {' + '.join(map(str, shares))} = {sum(shares):.2f} is more than 1; "
@@ -208,23 +236,23 @@ def placement(cfg: Config) -> Iterator[str]:
         )
 
 
-def _trained_engines(cfg: Config) -> Iterator[tuple[str, str, int, int]]:
-    """(policy, section, engines, GPUs per engine) of the engines that receive weights."""
-    yield SOLVER, "vllm", cfg.vllm.num_engines, cfg.vllm.tensor_parallel_size
-    if method_of(cfg) == "rl_guided_score":
-        yield (
-            GUIDANCE,
-            "guidance_vllm",
-            cfg.guidance_vllm.num_engines or cfg.vllm.num_engines,
-            cfg.guidance_vllm.tensor_parallel_size or cfg.vllm.tensor_parallel_size,
-        )
+def check_engines(cfg: Config) -> Iterator[str]:
+    """What an engine computes at once: each sequence it samples from takes one of the batch's tokens."""
+    for spec in policy_specs(cfg):
+        num_seqs = spec.engines.max_num_seqs or ENGINE_NUM_SEQS
+        num_tokens = spec.engines.max_num_batched_tokens or ENGINE_BATCHED_TOKENS
+        if num_tokens < num_seqs:
+            yield (
+                f"{spec.name} engines: max_num_batched_tokens {num_tokens} is less than max_num_seqs {num_seqs}, and "
+                "each sequence takes a token: raise vllm.max_num_batched_tokens or lower vllm.max_num_seqs"
+            )
 
 
-def batches(cfg: Config) -> Iterator[str]:
+def check_batches(cfg: Config) -> Iterator[str]:
     """Ranks, micro batches and optimizer batches, with the arithmetic shown."""
     split = cfg.ds.ring_attn_size * cfg.ds.tensor_parallel_size
-    for policy in POLICIES if method_of(cfg) == "rl_guided_score" else (SOLVER,):
-        groups = group_sizes(cfg, policy)
+    for spec in learning_specs(cfg):
+        policy, groups = spec.name, group_sizes(spec)
         uneven = {num_gpus: group for group, num_gpus in reversed(groups.items()) if num_gpus % split}
         for num_gpus, group in uneven.items():
             yield (
@@ -246,7 +274,7 @@ def batches(cfg: Config) -> Iterator[str]:
         # the critic's optimizer steps are over the same rows
         ranks = math.lcm(world, groups.get("critic", world)) // split
         micro = 1 if cfg.train.dynamic_batch_enable else cfg.train.micro_batch_size
-        if cfg.train.batch_size and cfg.train.batch_size % (ranks * micro) and trains(cfg, policy):
+        if cfg.train.batch_size and cfg.train.batch_size % (ranks * micro) and spec.trains:
             rows = trajectories_per_step(cfg)
             below = cfg.train.batch_size // (ranks * micro) * ranks * micro
             near = [str(size) for size in (below, below + ranks * micro) if size]

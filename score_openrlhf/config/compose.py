@@ -21,9 +21,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from score_openrlhf.config.errors import ConfigError, nearest
 from score_openrlhf.config.keys import PATH_KEYS, Key, keys, sections, set_value, value_of
+from score_openrlhf.config.packaged import find
 from score_openrlhf.config.refused import REFUSED
 from score_openrlhf.config.schema import Config
 from score_openrlhf.config.sources import compose_files
+from score_openrlhf.errors import UserError
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -39,7 +41,7 @@ class Resolved:
 
 
 def load_config(path: str, overrides: list[str]) -> Resolved:
-    """Compose the file at `path` (its `defaults:` lists included), then apply `overrides` (`key=value`).
+    """Compose the configuration `path`, a file or a name that the package knows, then apply `overrides` (`key=value`).
 
     Raises ConfigError that lists every unknown key with the nearest valid names, and every value of a wrong type.
 
@@ -56,7 +58,7 @@ def load_config(path: str, overrides: list[str]) -> Resolved:
     for override in overrides:
         try:
             name, value = _parse_override(override)
-        except ValueError as error:
+        except UserError as error:
             problems.append(str(error))
             continue
         _merge(merged, _flatten(value, name), COMMAND_LINE, sources, problems)
@@ -70,7 +72,7 @@ def load_config(path: str, overrides: list[str]) -> Resolved:
         value = value_of(cfg, name)
         if value is not None and value.startswith("~"):
             set_value(cfg, name, os.path.expanduser(value))
-    return Resolved(cfg=cfg, sources=sources, config_path=os.path.abspath(os.path.expanduser(path)))
+    return Resolved(cfg=cfg, sources=sources, config_path=str(find(path)))
 
 
 def to_yaml_with_sources(resolved: Resolved) -> str:
@@ -108,6 +110,8 @@ def _merge(
 ) -> None:
     for name, value in items:
         key = keys().get(name)
+        if key is None and (parent := keys().get(name.rpartition(".")[0])) and parent.type is dict:
+            name, value, key = parent.name, {name.rpartition(".")[2]: value}, parent
         if key is None:
             if not (name in sections() and value in ({}, None)):  # an empty section sets nothing
                 problems.append(_unknown(name, value, where))
@@ -116,7 +120,9 @@ def _merge(
             problems.append(_wrong_type(key, value, where))
             continue
         try:
-            OmegaConf.update(merged, name, value)
+            # a mapping is added to what there is; OmegaConf cannot merge one into null
+            merge = key.type is not dict or OmegaConf.select(merged, name) is not None
+            OmegaConf.update(merged, name, value, merge=merge)
         except OmegaConfBaseException:
             problems.append(_wrong_type(key, value, where))
             continue
@@ -128,13 +134,13 @@ def _parse_override(override: str) -> tuple[str, Any]:
     name, equals, text = override.partition("=")
     name, text = name.strip(), text.strip()
     if name.startswith("-"):
-        raise ValueError(f"{override!r} ({COMMAND_LINE}): write overrides as key=value, without dashes")
+        raise UserError(f"{override!r} ({COMMAND_LINE}): write overrides as key=value, without dashes")
     if name.startswith(("+", "~")):
-        raise ValueError(f"{override!r} ({COMMAND_LINE}): keys are neither added (+) nor removed (~); write key=value")
+        raise UserError(f"{override!r} ({COMMAND_LINE}): keys are neither added (+) nor removed (~); write key=value")
     if not equals or not name:
-        raise ValueError(f"{override!r} ({COMMAND_LINE}): an override has the form key=value")
+        raise UserError(f"{override!r} ({COMMAND_LINE}): an override has the form key=value")
     if "@" in name or name.endswith("+"):
-        raise ValueError(f"{override!r} ({COMMAND_LINE}): only key=value is understood; drop what follows the key")
+        raise UserError(f"{override!r} ({COMMAND_LINE}): only key=value is understood; drop what follows the key")
     key = keys().get(name)
     if key is not None and key.type is str and text[:1] not in ("'", '"'):
         # Paths, URLs and prompts hold characters ({, =, a comma) that Hydra's grammar refuses or reads as a sweep.
@@ -142,9 +148,9 @@ def _parse_override(override: str) -> tuple[str, Any]:
     try:
         parsed = OverridesParser.create().parse_override(f"{name}={text}")
     except HydraException as error:
-        raise ValueError(f"{override!r} ({COMMAND_LINE}): {str(error).splitlines()[0]}; quote the value") from error
+        raise UserError(f"{override!r} ({COMMAND_LINE}): {str(error).splitlines()[0]}; quote the value") from error
     if parsed.is_sweep_override():
-        raise ValueError(f"{override!r} ({COMMAND_LINE}): a sweep over values; give one value (lists as [a,b])")
+        raise UserError(f"{override!r} ({COMMAND_LINE}): a sweep over values; give one value (lists as [a,b])")
     return name, parsed.value()
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
+from score_openrlhf.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError):
     """What a user can get wrong in a configuration; `problems` holds one sentence or more for each."""
 
     def __init__(self, problems: list[str]):

@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from score_openrlhf.config.derive import POLICIES, SOLVER, Sizes, lora_rank, sizes, world_size
 from score_openrlhf.config.host_defaults import HOST_DEFAULTS
 from score_openrlhf.config.keys import value_of
+from score_openrlhf.config.policies import PolicySpec, spec_of
 from score_openrlhf.config.schema import Config
-
-__all__ = ["OURS", "Sizes", "host_args", "sizes"]
+from score_openrlhf.config.sizes import sizes
 
 # Host dest -> the key of ours with the same meaning; the value is passed on as it is.
 SAME_MEANING: Mapping[str, str] = {
@@ -46,6 +45,7 @@ SAME_MEANING: Mapping[str, str] = {
             "ds.adam_offload",
             "ds.attn_implementation",
             "ds.enable_sleep",
+            "ds.grad_accum_dtype",
             "ds.load_in_4bit",
             "ds.lora.alpha",
             "ds.lora.dropout",
@@ -140,40 +140,34 @@ def host_args(cfg: Config, policy: str, *, checkpoint_path: str, model_path: str
     the host's parser is there; those that `OURS` does not list hold the parser's default.
     Raises ValueError for an unknown policy.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"policy {policy!r} is unknown: choose one of {', '.join(POLICIES)}")
+    spec = spec_of(cfg, policy)
     values = {dest: value_of(cfg, key) for dest, key in SAME_MEANING.items()}
-    values |= _computed(cfg, policy, checkpoint_path=checkpoint_path, model_path=model_path)
+    values |= _computed(cfg, spec, checkpoint_path=checkpoint_path, model_path=model_path)
     assert set(values) == set(OURS), set(values) ^ set(OURS)
     return _nest({**copy.deepcopy(dict(HOST_DEFAULTS)), **values})
 
 
-def _computed(cfg: Config, policy: str, *, checkpoint_path: str, model_path: str) -> dict[str, Any]:
-    solver = policy == SOLVER
-    size = sizes(cfg, policy)
-    group_rows = cfg.guidance_samples * (cfg.rollout.n_samples_per_prompt if solver else 1)
-    num_groups = math.ceil(size.padded_rows / group_rows)
-    num_nodes = (None if solver else cfg.guidance_actor.num_nodes) or cfg.actor.num_nodes
-    gpus_per_node = world_size(cfg, policy) // num_nodes
-    own_engines = None if solver else cfg.guidance_vllm
+def _computed(cfg: Config, spec: PolicySpec, *, checkpoint_path: str, model_path: str) -> dict[str, Any]:
+    size = sizes(cfg, spec.name)
+    num_groups = math.ceil(size.padded_rows / spec.rows_per_group)
+    num_nodes, gpus_per_node = spec.group.num_nodes, spec.group.gpus_per_node
     colocate = cfg.placement == "colocate"
-    critic = solver and cfg.critic.enable
     packing = cfg.ds.packing_samples or cfg.train.dynamic_batch_enable or cfg.ds.ring_attn_size > 1
     rollout_tokens = cfg.rollout.max_tokens_per_gpu
     if rollout_tokens is None and cfg.train.dynamic_batch_enable:
         rollout_tokens = cfg.train.max_tokens_per_gpu
     return {
         "actor.adam.betas": tuple(cfg.actor.adam.betas),
-        "actor.adam.lr": cfg.actor.adam.lr if solver else cfg.guidance_lr,
+        "actor.adam.lr": spec.lr,
         "actor.eps_clip_low_high": tuple(cfg.actor.eps_clip_low_high or (cfg.actor.eps_clip, cfg.actor.eps_clip)),
         "actor.model_name_or_path": model_path,
         "actor.num_gpus_per_node": gpus_per_node,
         "actor.num_nodes": num_nodes,
-        "algo.advantage.estimator": "gae" if critic else "rloo",
+        "algo.advantage.estimator": "gae" if spec.critic else "rloo",
         "algo.advantage.is_correction_threshold": list(cfg.algo.is_correction.threshold),
-        "algo.kl.init_coef": cfg.beta1 if solver else cfg.guidance_kl_coef,
+        "algo.kl.init_coef": spec.kl_coef,
         "ckpt.load_enable": False,
-        "ckpt.output_dir": os.path.join(cfg.output_dir, policy),
+        "ckpt.output_dir": os.path.join(cfg.output_dir, spec.name),
         "ckpt.path": checkpoint_path,
         "ckpt.save_hf": False,
         "ckpt.save_steps": _or_never(cfg.ckpt.save_steps),
@@ -181,11 +175,11 @@ def _computed(cfg: Config, policy: str, *, checkpoint_path: str, model_path: str
         "critic.lr_scheduler": cfg.actor.lr_scheduler,
         "critic.lr_warmup_ratio": cfg.actor.lr_warmup_ratio,
         "critic.min_lr_ratio": cfg.actor.min_lr_ratio,
-        "critic.model_name_or_path": model_path if critic else None,
+        "critic.model_name_or_path": model_path if spec.critic else None,
         "critic.num_gpus_per_node": cfg.critic.num_gpus_per_node or gpus_per_node,
         "critic.num_nodes": cfg.critic.num_nodes or num_nodes,
         "data.max_samples": cfg.data.max_train_problems or HOST_DEFAULTS["data.max_samples"],
-        "ds.lora.rank": lora_rank(cfg, policy),
+        "ds.lora.rank": spec.lora_rank,
         "ds.packing_samples": packing,
         "eval.steps": _or_never(cfg.eval.steps),
         "ref.num_gpus_per_node": cfg.ref.num_gpus_per_node or gpus_per_node,
@@ -194,21 +188,16 @@ def _computed(cfg: Config, policy: str, *, checkpoint_path: str, model_path: str
         "reward.remote_url": ["agent"],
         "rollout.batch_size": num_groups,
         "rollout.max_tokens_per_gpu": rollout_tokens,
-        "rollout.n_samples_per_prompt": group_rows,
-        "rollout.temperature": cfg.rollout.temperature if solver else cfg.rollout.guidance_temperature,
+        "rollout.n_samples_per_prompt": spec.rows_per_group,
+        "rollout.temperature": spec.temperature,
         "rollout.vllm_generate_batch_size": num_groups,
         "train.batch_size": size.train_batch_size,
         "train.colocate_actor_ref": colocate,
         "train.colocate_all": colocate,
-        "vllm.gpu_memory_utilization": _own(own_engines, cfg.vllm, "gpu_memory_utilization"),
-        "vllm.num_engines": _own(own_engines, cfg.vllm, "num_engines"),
-        "vllm.tensor_parallel_size": _own(own_engines, cfg.vllm, "tensor_parallel_size"),
+        "vllm.gpu_memory_utilization": spec.engines.gpu_memory_utilization,
+        "vllm.num_engines": spec.engines.num_engines,
+        "vllm.tensor_parallel_size": spec.engines.tensor_parallel_size,
     }
-
-
-def _own(section: Any, fallback: Any, name: str) -> Any:
-    value = getattr(section, name, None)
-    return getattr(fallback, name) if value is None else value
 
 
 def _or_never(steps: int) -> float:

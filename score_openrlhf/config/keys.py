@@ -30,7 +30,7 @@ class Key:
     """One configuration key; `limits` holds the metadata ge, gt, le, lt and choices that are set."""
 
     name: str  # dotted, as in actor.adam.lr
-    type: type  # float for Optional[float]; list for List[float]
+    type: type  # float for Optional[float]; list for List[float]; dict for a mapping with any values
     item_type: Any  # float for List[float], None for a scalar
     nullable: bool
     default: Any
@@ -40,7 +40,10 @@ class Key:
     @property
     def type_name(self) -> str:
         """The type in words of YAML, e.g. `list of float or null`."""
-        name = f"list of {self.item_type.__name__}" if self.type is list else self.type.__name__
+        if self.type is list:
+            name = f"list of {self.item_type.__name__}"
+        else:
+            name = "mapping" if self.type is dict else self.type.__name__
         return f"{name} or null" if self.nullable else name
 
 
@@ -85,11 +88,11 @@ def _key(name: str, item: Field, hint: Any) -> Key:
     nullable = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
     if nullable:
         hint = next(arg for arg in get_args(hint) if arg is not type(None))
-    is_list = get_origin(hint) is list
+    collection = get_origin(hint)
     return Key(
         name=name,
-        type=list if is_list else hint,
-        item_type=get_args(hint)[0] if is_list else None,
+        type=collection if collection in (list, dict) else hint,
+        item_type=get_args(hint)[0] if collection is list else None,
         nullable=nullable,
         default=value_of(Config(), name),
         help=item.metadata["help"],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
+from score_openrlhf.config.choices import GUIDANCE_REWARDS, TASKS
+from score_openrlhf.config.context import context_length
 from score_openrlhf.config.derive import has_guidance
 from score_openrlhf.config.errors import nearest
 from score_openrlhf.config.schema import Config
 
-TASKS = ("math", "playground")
-GUIDANCE_REWARDS = ("outcome", "improvement", "transition")
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -30,12 +30,8 @@ def paths(cfg: Config) -> Iterator[str]:
         yield "model_path is not set: give the solver's starting model, model_path=<directory or hub name>"
     if not cfg.data.train:
         yield "data.train is not set: give the training problems, data.train=<file or hub name>"
-    for name, model in (
-        ("model_path", cfg.model_path),
-        ("correction_model_path", cfg.correction_model_path if has_guidance(cfg) else None),
-        ("guidance_model_path", cfg.guidance_model_path if has_guidance(cfg) else None),
-    ):
-        if model and looks_like_path(model):
+    for name, model in _models(cfg):
+        if looks_like_path(model):
             yield from _model(name, model)
     for name, source in (("data.train", cfg.data.train), ("data.eval", cfg.data.eval)):
         if source and looks_like_path(source) and not os.path.exists(source):
@@ -47,6 +43,29 @@ def paths(cfg: Config) -> Iterator[str]:
         yield f"task.reward_func: {os.path.abspath(reward_func)} does not exist; give a .py file or an http(s) URL"
 
 
+def contexts(cfg: Config) -> Iterator[str]:
+    """Models of this machine that were made for shorter sequences than `data.max_len`; vLLM would refuse them."""
+    for name, model in _models(cfg):
+        longest = context_length(model) if looks_like_path(model) else None
+        if longest is not None and longest < cfg.data.max_len:
+            yield (
+                f"data.max_len is {cfg.data.max_len}, and the model at {name} ({os.path.abspath(model)}) was made for "
+                f"sequences of {longest} tokens: set data.max_len={longest} and token budgets that leave room for the "
+                "prompts"
+            )
+
+
+def _models(cfg: Config) -> Iterator[tuple[str, str]]:
+    """The models that are loaded, by the key that names them."""
+    for name, model in (
+        ("model_path", cfg.model_path),
+        ("correction_model_path", cfg.correction_model_path if has_guidance(cfg) else None),
+        ("guidance_model_path", cfg.guidance_model_path if has_guidance(cfg) else None),
+    ):
+        if model:
+            yield name, model
+
+
 def _model(name: str, model: str) -> Iterator[str]:
     path = os.path.abspath(model)
     if not os.path.isdir(path):
@@ -55,7 +74,7 @@ def _model(name: str, model: str) -> Iterator[str]:
         yield f"{name}: {path} holds no config.json, so it is no Hugging Face model directory"
 
 
-def _plugin(name: str, value: str, known: tuple[str, ...], kind: str) -> Iterator[str]:
+def _plugin(name: str, value: str, known: Collection[str], kind: str) -> Iterator[str]:
     file, colon, member = value.rpartition(":")
     if value in known:
         return

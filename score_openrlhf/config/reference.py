@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from score_openrlhf.config.keys import Key, keys, sections
-from score_openrlhf.config.sources import PROJECT_ROOT
+from score_openrlhf.config.packaged import PROJECT_ROOT
 
 REFERENCE = PROJECT_ROOT / "docs" / "configuration.md"
 
@@ -18,8 +18,9 @@ INTRODUCTION = """\
 
 A run is a YAML file and overrides:
 
-    score-openrlhf train configs/rl_guided_score_math.yaml guidance_samples=4 actor.adam.lr=5e-7
+    score-openrlhf train rl_guided_score_math guidance_samples=4 actor.adam.lr=5e-7
 
+- **The file** is named by its path, or by its name alone where it is one of the project's `configs/`, from any folder.
 - **Files** are composed by [Hydra](https://hydra.cc/docs/advanced/defaults_list/): the files that a `defaults:` list
   names are looked for beside the file, then in the project's `configs/`; what stands later wins, and `_self_` is the
   file itself. `${run_name}` takes another key's value, `${oc.env:HOME}` an environment variable; a literal `${` is

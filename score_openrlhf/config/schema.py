@@ -11,7 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-METHODS = ("score", "smart_score", "rl_guided_score")
+from score_openrlhf.config.choices import (
+    BASELINES_T1,
+    BASELINES_T2,
+    GUIDANCE_BASELINES,
+    GUIDANCE_REWARDS,
+    SCHEDULES,
+    TASKS,
+    listed,
+)
+from score_openrlhf.config.methods import METHODS
+
 # transformers' schedules that need no arguments beyond those the host passes (openrlhf/utils/deepspeed/deepspeed.py)
 LR_SCHEDULERS = (
     "constant",
@@ -30,8 +40,8 @@ def opt(default: Any, help: str, *, ge=None, gt=None, le=None, lt=None, choices=
     """A dataclass field whose range, choices and meaning travel with it (read by validate.py and the reference)."""
     limits = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
     metadata = {"help": help, **{name: limit for name, limit in limits.items() if limit is not None}}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -48,8 +58,27 @@ class DataConfig:
     eval_split: str = opt("test", "Split of a hub dataset used for evaluation.")
     problem_key: str = opt("problem", "Column with the problem's text.")
     answer_key: str = opt("answer", "Column with the gold answer.")
+    format: str = opt(
+        "auto",
+        "The rows' columns. auto: problem_key and answer_key, or those of a known data set where the first row lacks "
+        "them; columns: the two keys and nothing else. A dotted key is a value within a value.",
+        choices=("auto", "columns", "verl", "trl", "openrlhf", "gsm8k", "math"),
+    )
+    list_answers: str = opt(
+        "any", "Of a list of gold answers any one is right, or all are asked.", choices=("any", "all")
+    )
     max_train_problems: int | None = opt(None, "Use at most this many training problems.", gt=0)
     max_eval_problems: int | None = opt(None, "Use at most this many held-out problems.", gt=0)
+    on_bad_row: str = opt(
+        "refuse",
+        "Rows whose text or gold answer cannot be used: name them and stop, or leave them out and say how many.",
+        choices=("refuse", "skip"),
+    )
+    on_long_prompt: str = opt(
+        "refuse",
+        "Problems whose prompt leaves no room for the token budgets in data.max_len: as data.on_bad_row.",
+        choices=("refuse", "skip"),
+    )
     max_len: int = opt(4096, "Longest sequence, prompt and all answers included, in tokens.", gt=0)
     shuffle: bool = opt(True, "Draw training problems in an order shuffled by seed and pass over the data.")
     disable_fast_tokenizer: bool = opt(False, "Use the slow tokenizer.")
@@ -57,12 +86,27 @@ class DataConfig:
 
 @dataclass
 class TaskConfig:
-    name: str = opt("math", "What a problem is: math, playground, or path/to/file.py:Class for your own.")
+    name: str = opt("math", f"What a problem is: {listed(TASKS)}, or path/to/file.py:Class for your own.")
     grader_processes: int = opt(2, "Grading processes beside each solver engine.", gt=0)
     grade_timeout_seconds: float = opt(5.0, "A grading call that takes longer is killed and counted.", gt=0)
     max_answer_chars: int = opt(20000, "Longer answers are graded on their last part of this many characters.", gt=0)
+    unevaluated: str = opt(
+        "wrong",
+        "An expression left to be worked out, 18 - 13 where 5 is the answer: wrong, or right by its value.",
+        choices=("wrong", "right"),
+    )
     reward_func: str | None = opt(
         None, "A file with OpenRLHF's reward_func(queries, prompts, labels), or an http(s) URL; replaces the grader."
+    )
+    reward_range: list[float] | None = opt(
+        None, "Lowest and highest reward of task.reward_func, mapped onto [0, 1]. null: its rewards lie in [0, 1]."
+    )
+    max_error_fraction: float = opt(
+        0.1,
+        "The grader may fail (error, timeout, undecided leak) on this part of a step's trajectories, which are "
+        "masked; more is an error.",
+        ge=0,
+        le=1,
     )
 
 
@@ -74,6 +118,27 @@ class TemplatesConfig:
     static_revision: str | None = opt(None, "Turn-2 instruction of method score (fixed text). null takes the task's.")
     guidance_system: str | None = opt(None, "System message of the guidance model; null takes the task's.")
     guidance: str | None = opt(None, "Prompt of the guidance model; fields {problem}, {attempt}. null: the task's.")
+    chat_template: str | None = opt(
+        None, "Chat template of the solver: its text, or a file with it. null: its tokenizer's own."
+    )
+    chat_template_kwargs: dict[str, Any] = opt(
+        {}, "What the solver's chat template asks for, such as {enable_thinking: false} or {reasoning_effort: low}."
+    )
+    system_as: str = opt(
+        "message",
+        "Where the solver's system text stands: a message of its own, or before the first user text, for chat "
+        "templates that refuse a system message.",
+        choices=("message", "user"),
+    )
+    guidance_chat_template: str | None = opt(
+        None, "Chat template of the guidance model. null: the solver's key if both are one model, else its own."
+    )
+    guidance_chat_template_kwargs: dict[str, Any] | None = opt(
+        None, "As chat_template_kwargs, of the guidance model. null: the solver's if both are one model, else none."
+    )
+    guidance_system_as: str | None = opt(
+        None, "As system_as, of the guidance model; null: as system_as.", choices=("message", "user")
+    )
 
 
 @dataclass
@@ -96,14 +161,36 @@ class RolloutConfig:
         "A guidance cut at its budget is used as it is, or the trajectory is masked.",
         choices=("continue", "mask"),
     )
+    base_attempts_stage1: float = opt(
+        0.0,
+        "Part of stage I's problems whose first attempts are the base model's, sampled once before training: context "
+        "of turn 2, which is trained on them; turn 1 is not.",
+        ge=0,
+        le=1,
+    )
+    base_attempts_stage2: float = opt(0.0, "The same in stage II.", ge=0, le=1)
     max_failed_fraction: float = opt(0.25, "More failed trajectories in a step than this is an error.", ge=0, le=1)
     micro_batch_size: int = opt(8, "Rows per forward pass when log-probs are computed.", gt=0)
     max_tokens_per_gpu: int | None = opt(None, "Dynamic batches: tokens per forward pass.", gt=0)
     seed_requests: bool = opt(True, "Give every sampling request its own seed, so that a run can be repeated.")
+    history: str = opt(
+        "sampled",
+        "sampled: turn 2 follows the attempt as it was sampled, whatever the chat template does to earlier turns "
+        "(what differs is said); template: a chat template that would render it otherwise is refused.",
+        choices=("sampled", "template"),
+    )
+    strip_reasoning: bool = opt(
+        True,
+        "Leave out what a model thinks: of an attempt for the guidance model and the leak check, of a guidance for "
+        "the solver. Models that show no reasoning are not concerned.",
+    )
+    reasoning_markers: list[str] | None = opt(
+        None, "What opens and closes reasoning, such as [<think>,</think>]; null: found in the chat template."
+    )
     schedule: str = opt(
         "pipelined",
-        "pipelined: each trajectory walks on its own; phased: one engine group awake at a time.",
-        choices=("pipelined", "phased"),
+        f"In which order trajectories are collected: {listed(SCHEDULES)}.",
+        choices=tuple(SCHEDULES),
     )
 
 
@@ -130,8 +217,13 @@ class CriticConfig:
 class SolverConfig:
     baseline: str = opt(
         "leave_one_out",
-        "Baseline of each turn's return, over attempts of a problem.",
-        choices=("none", "batch_mean", "group_mean", "leave_one_out"),
+        f"Baseline of turn 1's return: {listed(BASELINES_T1)}.",
+        choices=tuple(BASELINES_T1),
+    )
+    baseline_t2: str = opt(
+        "state_value",
+        f"Baseline of turn 2's return: {listed(BASELINES_T2)}.",
+        choices=tuple(BASELINES_T2),
     )
     normalise: str = opt(
         "none",
@@ -155,11 +247,13 @@ class SolverConfig:
 class GuidanceConfig:
     reward: str = opt(
         "outcome",
-        "Reward of a guidance: outcome, improvement, transition, or path/to/file.py:function.",
+        f"Reward of a guidance: {listed(GUIDANCE_REWARDS)}, or path/to/file.py:function.",
     )
     leak_penalty: float = opt(0.0, "Taken from the reward when the guidance states the answer.", ge=0)
     baseline: str = opt(
-        "leave_one_out", "Baseline of a guidance's reward.", choices=("none", "batch_mean", "leave_one_out")
+        "state_value",
+        f"Baseline of a guidance's reward: {listed(GUIDANCE_BASELINES)}.",
+        choices=tuple(GUIDANCE_BASELINES),
     )
     normalise: str = opt("none", "Normalisation of advantages over the batch.", choices=("none", "mean", "std"))
     kl_credit: str = opt("to_go", "As solver.kl_credit.", choices=("to_go", "own"))
@@ -231,11 +325,25 @@ class VllmConfig:
     num_engines: int = opt(1, "Engines of the solver.", gt=0)
     tensor_parallel_size: int = opt(1, "GPUs per engine.", gt=0)
     gpu_memory_utilization: float = opt(0.5, "Part of a GPU's memory an engine may take.", gt=0, le=1)
-    enforce_eager: bool = opt(False, "No CUDA graphs.")
+    enforce_eager: bool = opt(False, "Sample without CUDA graphs: slower, 0.5 GiB less (CPU machines have none).")
     enable_prefix_caching: bool = opt(True, "Serve turn 2 from turn 1's cache.")
     enable_sleep: bool = opt(False, "Put engines to sleep between phases (needed when placement is colocate).")
     sync_backend: str = opt("nccl", "Weight sync backend.", choices=("nccl", "gloo"))
-    max_num_seqs: int | None = opt(None, "Sequences an engine runs at once.", gt=0)
+    max_num_seqs: int | None = opt(
+        None, "Sequences an engine runs at once; null: 512 on CUDA machines, vLLM's own number on CPU machines.", gt=0
+    )
+    max_num_batched_tokens: int | None = opt(
+        None,
+        "Tokens an engine computes at once, prompts and samples together; null: 8192 on CUDA machines, vLLM's own "
+        "number on CPU machines.",
+        gt=0,
+    )
+    cpu_threads: int | None = opt(
+        None,
+        "On CPU machines, threads of each engine. null: as OMP_NUM_THREADS if it is set; else models of more than 50 "
+        "million parameters share the machine's cores between their engines and smaller ones have one thread.",
+        gt=0,
+    )
 
 
 @dataclass
@@ -243,6 +351,8 @@ class GuidanceVllmConfig:
     num_engines: int | None = opt(None, "Engines of the guidance model; null: as vllm.num_engines.", gt=0)
     tensor_parallel_size: int | None = opt(None, "GPUs per guidance engine; null: as vllm.", gt=0)
     gpu_memory_utilization: float | None = opt(None, "As vllm.gpu_memory_utilization; null: the same.", gt=0, le=1)
+    max_num_seqs: int | None = opt(None, "As vllm.max_num_seqs; null: the same.", gt=0)
+    max_num_batched_tokens: int | None = opt(None, "As vllm.max_num_batched_tokens; null: the same.", gt=0)
 
 
 @dataclass
@@ -268,7 +378,10 @@ class LoraConfig:
 class DsConfig:
     zero_stage: int = opt(3, "DeepSpeed ZeRO stage.", choices=(2, 3))
     param_dtype: str = opt(
-        "bf16", "Type of weights in actors, references and engines.", choices=("bf16", "fp16", "fp32")
+        "bf16",
+        "Type of weights in actors, references and engines. Where it is not set, evaluate and solve on a CPU machine "
+        "take bf16 for a model of more than 50 million parameters on a CPU with AMX or AVX512_BF16, else fp32.",
+        choices=("bf16", "fp16", "fp32"),
     )
     adam_offload: bool = opt(False, "Keep optimizer states in host memory.")
     param_offload: bool = opt(
@@ -280,6 +393,12 @@ class DsConfig:
     ring_attn_size: int = opt(1, "Ring attention group size.", gt=0)
     zpg: int = opt(1, "ZeRO++ partition size.", gt=0)
     overlap_comm: bool = opt(False, "Overlap gradient communication.")
+    grad_accum_dtype: str | None = opt(
+        None,
+        "Type in which the gradients of micro batches are added up: that of ds.param_dtype (null), or fp32, which "
+        "rounds nothing away over many of them and takes 2 bytes a parameter more than bf16 (ZeRO-3).",
+        choices=("bf16", "fp16", "fp32"),
+    )
     enable_sleep: bool = opt(False, "Offload a policy's states between its updates.")
     load_in_4bit: bool = opt(False, "Must stay false: a policy in 4 bits cannot be sent to its engines.")
     lora: LoraConfig = section(LoraConfig, "LoRA, both policies (the guidance model's own: guidance_actor.lora_rank).")
@@ -306,6 +425,12 @@ class AlgoConfig:
 class CkptConfig:
     save_steps: int = opt(-1, "Write a checkpoint of both policies every this many steps; -1: only at the end.", ge=-1)
     max_num: int = opt(2, "Newest checkpoints kept.", gt=0)
+    verify: str = opt(
+        "full",
+        "What is compared with the manifest before a checkpoint is gone on from: full, every byte (SHA-256); "
+        "sizes, that its files are there and have their sizes.",
+        choices=("full", "sizes"),
+    )
     save_hf: bool = opt(True, "Export both models in Hugging Face form at the end.")
 
 
@@ -328,7 +453,9 @@ class LoggerConfig:
 
 @dataclass
 class RayConfig:
-    address: str | None = opt(None, "Ray cluster to join; null starts one here, auto joins a running one.")
+    address: str | None = opt(
+        None, "Ray cluster to join; null starts one here, whatever runs beside it; auto joins a running one."
+    )
     num_cpus: int | None = opt(None, "CPUs given to a Ray started here; null on CPU machines: enough for the roles.")
     num_nodes: int | None = opt(
         None, "Wait until the cluster that is joined has this many nodes; the launch scripts set it.", gt=0
@@ -364,8 +491,8 @@ class PlaygroundConfig:
 class Config:
     method: str | None = opt(
         None,
-        "score, smart_score or rl_guided_score; null: from use_smart_corrections and train_guidance_model.",
-        choices=METHODS,
+        f"{', '.join(METHODS)}; null: from use_smart_corrections and train_guidance_model.",
+        choices=tuple(METHODS),
     )
     model_path: str | None = opt(None, "The solver's starting model: a directory or a hub name.")
     use_smart_corrections: bool = opt(False, "A guidance model writes the hint.")
@@ -377,11 +504,20 @@ class Config:
     guidance_lr: float = opt(1e-6, "Learning rate of the guidance model.", ge=0)
     guidance_kl_coef: float = opt(0.05, "KL weight of the guidance model to its start.", ge=0)
     guidance_samples: int = opt(1, "Guidances per attempt (K).", gt=0)
-    trust_remote_code: bool = opt(False, "Run Python code that comes with a model; refused by default.")
+    trust_remote_code: bool = opt(False, "Run Python code that comes with the solver's model; refused by default.")
+    guidance_trust_remote_code: bool = opt(
+        False, "The same of the guidance model's start; where both start from one model either key allows it."
+    )
 
     alpha: float = opt(10.0, "Stage II bonus weight on r2 - r1.", ge=0)
-    beta1: float = opt(0.01, "KL weight of both turns (turn 2 only in stage I).", ge=0)
-    beta2: float = opt(0.1, "KL weight of turn 1 in stage I.", ge=0)
+    beta1: float = opt(0.01, "KL weight of both turns, in both stages.", ge=0)
+    beta2: float = opt(0.1, "KL weight of turn 1 in stage I, on top of beta1.", ge=0)
+    beta2_max: float | None = opt(
+        None,
+        "Adaptive beta2: in stage I it balances turn 1's KL against turn 2's objective, from beta2 up to this; null: "
+        "beta2 stays.",
+        ge=0,
+    )
     gamma_turn: float = opt(0.0, "Part of turn 2's reward that turn 1's return contains.", ge=0, le=1)
     stage1_steps: int = opt(100, "Steps of stage I.", ge=0)
     stage2_steps: int = opt(200, "Steps of stage II.", ge=0)
@@ -389,6 +525,12 @@ class Config:
     start_stage: int = opt(1, "Stage the run starts in.", choices=(1, 2))
     carry_optimizer: bool = opt(True, "Keep optimizer state and schedule from stage I to stage II.")
     max_steps: int | None = opt(None, "Stop after this many steps in all.", gt=0)
+    max_nonfinite_steps: int = opt(
+        3,
+        "Optimizer steps with NaN or infinity in the batch, the loss or the gradient are skipped; this many in a row "
+        "of one policy are an error.",
+        gt=0,
+    )
     seed: int = opt(42, "Seed of data order, sampling and training.", ge=0)
     placement: str = opt(
         "split",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from score_openrlhf.config.errors import ConfigError
-
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
-PROJECT_CONFIGS = PROJECT_ROOT / "configs"
+from score_openrlhf.config.packaged import PROJECT_CONFIGS, find, label
 
 
 @dataclass(frozen=True)
@@ -39,12 +35,12 @@ class SourceFile:
 
 
 def compose_files(path: str) -> list[SourceFile]:
-    """The files that make up the configuration at `path`, later ones winning, as Hydra composes them.
+    """The files that make up the configuration `path` (`packaged.find`), later ones winning, as Hydra composes them.
 
-    Files that a `defaults:` list names are searched beside `path` first, then in the project's configs/.
-    Raises ConfigError for a missing or malformed file.
+    Files that a `defaults:` list names are searched beside it first, then among those of the package. Raises
+    ConfigError for a missing or malformed file.
     """
-    file = _existing(path)
+    file = find(path)
     hydra_version.setbase("1.3")
     Plugins.instance()  # registers the reader of file:// search paths
     search_path = ConfigSearchPathImpl()
@@ -61,28 +57,6 @@ def compose_files(path: str) -> list[SourceFile]:
     except (HydraException, ConfigLoadError, OmegaConfBaseException, OSError, ValueError) as error:
         raise ConfigError([f"{file}: {error}"]) from error
     return [_source_file(default, result) for default, result in zip(defaults, results, strict=True)]
-
-
-def label(file: Path) -> str:
-    """How a file is named to people: relative to the working directory or the project where it lies in one of them."""
-    for root in (Path.cwd(), PROJECT_ROOT):
-        if file.is_relative_to(root):
-            return str(file.relative_to(root))
-    return str(file)
-
-
-def _existing(path: str) -> Path:
-    file = Path(os.path.abspath(os.path.expanduser(path)))
-    if file.suffix != ".yaml":
-        raise ConfigError([f"{file}: a configuration file's name ends in .yaml"])
-    if file.is_file():
-        return file
-    if not file.parent.is_dir():
-        raise ConfigError([f"{file} does not exist, nor does its folder"])
-    names = sorted(entry.name for entry in file.parent.glob("*.yaml"))
-    near = get_close_matches(file.name, names, n=3, cutoff=0.5) or names[:5]
-    hint = f"; near names in that folder: {', '.join(near)}" if near else "; that folder holds no .yaml file"
-    raise ConfigError([f"{file} does not exist{hint}"])
 
 
 def _source_file(default: ResultDefault, result: ConfigResult | None) -> SourceFile:

@@ -7,12 +7,15 @@ import io
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from statistics import fmean
 from typing import Any
 
+from score_openrlhf.config.derive import has_guidance
+from score_openrlhf.config.schema import Config
 from score_openrlhf.evaluation.conditions import ALONE, FIXED, LABELS, MASKED, OWN
-from score_openrlhf.evaluation.knowledge import RIGHT, vote
+from score_openrlhf.evaluation.knowledge import RIGHT, Ballot, Equal, OwnProcesses, same_votes
 from score_openrlhf.evaluation.run import Collected
 from score_openrlhf.evaluation.statistics import (
     Estimate,
@@ -23,24 +26,25 @@ from score_openrlhf.evaluation.statistics import (
     pass_at_k,
     self_bleu,
 )
-from score_openrlhf.rollout.trajectory import Trajectory
-from score_openrlhf.tasks.base import Task
-from score_openrlhf.trainer.metrics import trajectory_metrics
+from score_openrlhf.rollout.metrics import trajectory_metrics
+from score_openrlhf.rollout.trajectory import Sample, Trajectory
+from score_openrlhf.tasks import make_task
+from score_openrlhf.tasks.base import Grade, Task
 
 # Of a whole set of trajectories; all the other metrics of training are means of their values on single trajectories.
-OF_THE_SET = ("rollout/num_trajectories", "rollout/masked", "guidance/distinct")
+OF_THE_SET = ("rollout/num_trajectories", "rollout/masked", "guidance/distinct", "num_failed")
 # Hints of a set for self-BLEU where problems have one hint each; the sets are of the same size within and across.
 ACROSS_SIZE = 8
 
 CSV_COLUMNS = ("condition", "metric", "value", "low", "high", "cases")
 PerProblem = dict[int, list[float]]
-Ballot = tuple[str | None, str | None]  # what an attempt and its revision vote for
 
 
-def summarise(task: Task, collected: Collected, main: str, *, greedy: bool) -> dict[str, Any]:
+def summarise(task: Task, collected: Collected, main: str, *, greedy: bool, equal: Equal) -> dict[str, Any]:
     """What evaluation.json holds of the results; each estimate is `{value, low, high, cases}`.
 
-    Intervals are bootstrapped over problems, all seeds and attempts of a problem together.
+    Intervals are bootstrapped over problems, all seeds and attempts of a problem together. What failed counts as
+    wrong; `equal` says which wrong answers are the same and vote together.
     """
     num_problems = 1 + max(t.group for trajectories in collected[main].values() for t in trajectories)
     conditions = {}
@@ -50,6 +54,7 @@ def summarise(task: Task, collected: Collected, main: str, *, greedy: bool) -> d
         conditions[name] = {
             "label": LABELS[name],
             "num_trajectories": len(trajectories),
+            "num_failed": sum(t.failure is not None for t in trajectories),
             "failures": dict(Counter(t.failure for t in trajectories if t.failure)),
             "metrics": {metric: _estimate(of, num_problems)._asdict() for metric, of in values.items()},
             "by_seed": {
@@ -68,7 +73,16 @@ def summarise(task: Task, collected: Collected, main: str, *, greedy: bool) -> d
     }
     own = [t for each in collected[main].values() for t in each]
     # all greedy attempts at a problem are the same one
-    results["scaling"] = [] if greedy else scaling(task, own, num_problems)
+    num_not_compared = 0
+
+    def compared(pairs: list[tuple[str, str]]) -> list[bool | None]:
+        nonlocal num_not_compared
+        verdicts = equal(pairs)
+        num_not_compared += verdicts.count(None)
+        return verdicts
+
+    results["scaling"] = [] if greedy else scaling(task, own, num_problems, compared)
+    results["answers_not_compared"] = num_not_compared  # pairs, taken for different
     if main == OWN:
         results["guidance"] = guidance_quality(task, own)
         if MASKED in collected:
@@ -76,12 +90,15 @@ def summarise(task: Task, collected: Collected, main: str, *, greedy: bool) -> d
     return results
 
 
-def within_training(task: Task, *, seed: int, greedy: bool) -> Callable[[Sequence[Trajectory]], dict[str, Any]]:
+def within_training(cfg: Config) -> Callable[[Sequence[Trajectory]], dict[str, Any]]:
     """Trajectories of an evaluation within training -> what evaluation.json holds of them; there are no controls."""
 
+    task, greedy = make_task(cfg.task.name), cfg.eval.temperature == 0
+
     def results(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-        main = OWN if any(t.guidance for t in trajectories) else FIXED
-        return summarise(task, {main: {seed: list(trajectories)}}, main, greedy=greedy)
+        main = OWN if has_guidance(cfg) else FIXED
+        with closing(OwnProcesses(cfg.task)) as equal:
+            return summarise(task, {main: {cfg.eval.seed: list(trajectories)}}, main, greedy=greedy, equal=equal)
 
     return results
 
@@ -97,11 +114,11 @@ def metric_values(task: Task, condition: str, trajectories: Sequence[Trajectory]
 
 def _metrics_of_one(task: Task, condition: str, t: Trajectory, main: str) -> dict[str, float]:
     if condition == ALONE:
-        metrics = {"rollout/failed": float(t.failure is not None)}
-        if t.grade_t1 and t.attempt:
-            metrics |= {"acc": float(t.grade_t1.correct), "truncated": float(t.attempt.truncated)}
-        return metrics
-    metrics = {key: float(value) for key, value in trajectory_metrics([t]).items() if key not in OF_THE_SET}
+        right = t.failure is None and t.grade_t1 is not None and t.grade_t1.correct
+        metrics = {"rollout/failed": float(t.failure is not None), "acc": float(right)}
+        return metrics | ({"truncated": float(t.attempt.truncated)} if t.attempt else {})
+    found = trajectory_metrics([t], failed_is_wrong=True)
+    metrics = {key: float(value) for key, value in found.items() if key not in OF_THE_SET}
     if condition != main:  # the text is not a hint for this attempt: its quality is that of `own`
         return {
             key: v for key, v in metrics.items() if not key.startswith("guidance/") and key != "truncated_guidance"
@@ -112,19 +129,17 @@ def _metrics_of_one(task: Task, condition: str, t: Trajectory, main: str) -> dic
     return metrics
 
 
-def scaling(task: Task, trajectories: Sequence[Trajectory], num_problems: int) -> list[dict[str, Any]]:
+def scaling(task: Task, trajectories: Sequence[Trajectory], num_problems: int, equal: Equal) -> list[dict[str, Any]]:
     """pass@k and majority@k of k parallel attempts against k/2 attempts and their revisions (SCoRe, figure 1).
 
-    Both spend k answers; k runs over the powers of two that the attempts of a problem allow. Problems of which an
-    attempt failed take no part.
+    Both spend k answers; k runs over the powers of two that the attempts of a problem allow. What failed is not right
+    and abstains; `equal` says which wrong answers are the same one.
     """
-    groups: dict[int, list[Trajectory]] = {}
+    ballots: dict[int, list[Ballot]] = {}
     for t in trajectories:
-        if t.usable:
-            groups.setdefault(t.group, []).append(t)
-    num_attempts = max((len(group) for group in groups.values()), default=0)
-    groups = {group: members for group, members in groups.items() if len(members) == num_attempts}
-    ballots = {group: [_ballot(task, t) for t in members] for group, members in groups.items()}
+        ballots.setdefault(t.group, []).append(_ballot(task, t))
+    num_attempts = max(map(len, ballots.values()))
+    ballots = same_votes(ballots, equal) if num_attempts > 1 else ballots
     rows: list[dict[str, Any]] = []
 
     def add(samples: str, measure: str, k: int, of: Callable[[list[Ballot]], float]) -> None:
@@ -142,9 +157,20 @@ def scaling(task: Task, trajectories: Sequence[Trajectory], num_problems: int) -
     return rows
 
 
+def vote(task: Task, sample: Sample, grade: Grade) -> str | None:
+    """What a sample votes for: the gold answer if it is right, else the answer it states.
+
+    None (an abstention) where the grader could read no answer.
+    """
+    if grade.correct:
+        return RIGHT
+    return task.stated_answer(sample.text) if grade.status == "wrong" else None
+
+
 def _ballot(task: Task, t: Trajectory) -> Ballot:
-    assert t.attempt and t.revision and t.grade_t1 and t.grade_t2  # usable
-    return vote(task, t.attempt, t.grade_t1), vote(task, t.revision, t.grade_t2)
+    first = vote(task, t.attempt, t.grade_t1) if t.attempt and t.grade_t1 else None
+    second = vote(task, t.revision, t.grade_t2) if t.revision and t.grade_t2 and not t.failure else None
+    return first, second
 
 
 def _pass(ballots: list[Ballot], num_answers: int, k: int) -> float:
@@ -202,24 +228,27 @@ def _across(by_problem: dict[int, list[str]], size: int) -> Iterator[list[str]]:
 def _lead(
     main: dict[int, list[Trajectory]], control: dict[int, list[Trajectory]], num_problems: int
 ) -> Estimate | None:
-    """acc_t2 of the main condition less a control's, on the attempts that both revised."""
+    """acc_t2 of the main condition less a control's, on the attempts that the control was to revise again."""
     differences: PerProblem = {}
     for seed, trajectories in control.items():
-        own = {t.state: t for t in main[seed]}
+        own = {t.attempt_key: t for t in main[seed]}
         for t in trajectories:
-            if t.usable:
-                right, other = own[t.state].grade_t2, t.grade_t2
-                assert right is not None and other is not None
-                differences.setdefault(t.group, []).append(float(right.correct) - float(other.correct))
+            differences.setdefault(t.group, []).append(
+                float(_revised_right(own[t.attempt_key])) - float(_revised_right(t))
+            )
     return _estimate(differences, num_problems) if differences else None
+
+
+def _revised_right(t: Trajectory) -> bool:
+    return t.failure is None and t.grade_t2 is not None and t.grade_t2.correct
 
 
 def _masked_part(collected: Collected) -> float | None:
     """The part of the hints from which something was masked."""
     changed: list[float] = []
     for seed, trajectories in collected[MASKED].items():
-        own = {t.state: t.guidance.text for t in collected[OWN][seed] if t.guidance}
-        changed += [float(t.guidance.text != own[t.state]) for t in trajectories if t.guidance]
+        own = {t.attempt_key: t.guidance.text for t in collected[OWN][seed] if t.guidance}
+        changed += [float(t.guidance.text != own[t.attempt_key]) for t in trajectories if t.guidance]
     return _mean(changed)
 
 
@@ -242,6 +271,7 @@ def to_csv(results: dict[str, Any]) -> str:
     for name, condition in results["conditions"].items():
         for metric, estimate in condition["metrics"].items():
             add(name, metric, estimate)
+        rows.append((name, "num_failed", condition["num_failed"], None, None, condition["num_trajectories"]))
     for name, estimate in results["lead"].items():
         add(f"{results['main_condition']} - {name}", "acc_t2", estimate)
     for row in results["scaling"]:

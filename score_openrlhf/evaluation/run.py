@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from score_openrlhf.config.schema import Config
+from score_openrlhf.errors import UserError
 from score_openrlhf.evaluation.conditions import ALONE, FIXED, MASKED, NONE, OWN, SHUFFLED, shuffled
-from score_openrlhf.evaluation.walk import Walker
+from score_openrlhf.evaluation.kept import Kept
+from score_openrlhf.evaluation.runner import EvaluationRunner
 from score_openrlhf.rollout.executor import SamplingPlan
-from score_openrlhf.rollout.generator import TooManyFailures
+from score_openrlhf.rollout.generator import check_failures
 from score_openrlhf.rollout.trajectory import Trajectory
 from score_openrlhf.tasks.base import Problem
 
@@ -29,46 +30,53 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; give at least 1 attempt a problem")
+            raise UserError(f"samples is {self.samples}; give at least 1 attempt a problem")
         if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; give 0 (greedy) or more")
+            raise UserError(f"temperature is {self.temperature}; give 0 (greedy) or more")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds are {list(self.seeds)}; give one or more that differ")
+            raise UserError(f"seeds are {list(self.seeds)}; give one or more that differ")
 
 
 # condition -> seed -> trajectories, ordered by problem and attempt
 Collected = dict[str, dict[int, list[Trajectory]]]
 
 
-def main_condition(walker: Walker) -> str:
+def main_condition(runner: EvaluationRunner) -> str:
     """What the controls are compared with: the own guidance, or the fixed text where there is no guidance model."""
-    return OWN if walker.tutor else FIXED
+    return OWN if runner.guidance else FIXED
 
 
 def evaluate(
-    walker: Walker, problems: Sequence[Problem], cfg: Config, settings: Settings, report: Report
+    runner: EvaluationRunner, problems: Sequence[Problem], cfg: Config, settings: Settings, report: Report, kept: Kept
 ) -> Collected:
-    """Walk `problems` under every condition; raises TooManyFailures as training does.
+    """Walk `problems` under every condition; raises TooManyFailures and TooManyErrors as training does.
 
-    Only the revisions of a control are sampled again, of attempts whose trajectory came to its end.
+    Only the revisions of a control are sampled again, of attempts whose trajectory came to its end. What is in `kept`
+    is not sampled again, and each trajectory is there as soon as it is finished.
     """
     collected: Collected = {}
     for seed in settings.seeds:
-        found = asyncio.run(_conditions(walker, problems, cfg, settings, seed, report))
+        found = asyncio.run(_conditions(runner, problems, cfg, settings, seed, report, kept))
         for name, trajectories in found.items():
             collected.setdefault(name, {})[seed] = trajectories
-            _check_failures(name, trajectories, cfg.rollout.max_failed_fraction)
+            _check_failures(name, trajectories, cfg)
     return collected
 
 
 async def _conditions(
-    walker: Walker, problems: Sequence[Problem], cfg: Config, settings: Settings, seed: int, report: Report
+    runner: EvaluationRunner,
+    problems: Sequence[Problem],
+    cfg: Config,
+    settings: Settings,
+    seed: int,
+    report: Report,
+    kept: Kept,
 ) -> dict[str, list[Trajectory]]:
     plan = sampling_plan(cfg, settings, seed)
-    main = main_condition(walker)
+    main = main_condition(runner)
     num = len(problems) * settings.samples
-    own = await walker.own(problems, plan, report(main, num))
-    _check_failures(main, own, cfg.rollout.max_failed_fraction)  # before more is sampled
+    own = await runner.own(problems, plan, kept.under(main, seed), report(main, num))
+    _check_failures(main, own, cfg)  # before more is sampled
     found = {main: own}
     if not settings.controls:
         return found
@@ -78,11 +86,14 @@ async def _conditions(
         texts[FIXED] = dict.fromkeys(positions, None)
         of_others = shuffled([own[p] for p in positions], seed)
         texts[SHUFFLED] = {positions[p]: text for p, text in of_others.items()}
-        texts[MASKED] = await walker.masked_texts(own, positions)
+        texts[MASKED] = await runner.masked_texts(own, positions)
     # Side by side: the solver's engines batch the conditions together while the guidance model answers alone.
-    work = {n: walker.control(own, text_of, plan, report(n, len(text_of))) for n, text_of in texts.items()}
+    work = {
+        name: runner.control(own, text_of, plan, kept.under(name, seed), report(name, len(text_of)))
+        for name, text_of in texts.items()
+    }
     if main == OWN:
-        work[ALONE] = walker.alone(problems, plan, report(ALONE, num))
+        work[ALONE] = runner.alone(problems, plan, kept.under(ALONE, seed), report(ALONE, num))
     return found | dict(zip(work, await asyncio.gather(*work.values()), strict=True))
 
 
@@ -104,12 +115,7 @@ def sampling_plan(cfg: Config, settings: Settings, seed: int) -> SamplingPlan:
     )
 
 
-def _check_failures(name: str, trajectories: Sequence[Trajectory], limit: float) -> None:
-    causes = Counter(t.failure for t in trajectories if t.failure)
-    if causes.total() > limit * len(trajectories):
-        listed = ", ".join(f"{cause} ({count})" for cause, count in causes.most_common())
-        raise TooManyFailures(
-            f"{causes.total()} of {len(trajectories)} trajectories failed under condition {name!r}, more than "
-            f"rollout.max_failed_fraction={limit}: {listed}. PromptTooLong asks for a larger data.max_len or smaller "
-            "token budgets."
-        )
+def _check_failures(name: str, trajectories: Sequence[Trajectory], cfg: Config) -> None:
+    """As in training, but of one condition."""
+    where = f" under condition {name!r}"
+    check_failures(trajectories, cfg.rollout.max_failed_fraction, cfg.task.max_error_fraction, where)

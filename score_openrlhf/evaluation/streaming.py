@@ -2,7 +2,7 @@
 
     engine.stream -> token ids -> TextStream -> Listener.text
 
-What is sampled is what `Walker.own` samples: the same executor, requests and seeds.
+What is sampled is what `EvaluationRunner.own` samples: the same executor, requests and seeds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from score_openrlhf.evaluation.walk import Walker
+from score_openrlhf.evaluation.runner import EvaluationRunner
 from score_openrlhf.rollout.executor import RemoteEngine, SampleRequest, SamplingPlan
 from score_openrlhf.rollout.trajectory import Sample, Trajectory
 from score_openrlhf.tasks.base import Grade
@@ -29,14 +29,14 @@ class Listener(Protocol):
     def end(self, phase: str, sample: Sample, grade: Grade | None, *, leak: bool) -> None: ...
 
 
-async def solve(walker: Walker, trajectory: Trajectory, plan: SamplingPlan, listener: Listener) -> None:
+async def solve(runner: EvaluationRunner, trajectory: Trajectory, plan: SamplingPlan, listener: Listener) -> None:
     """Fill `trajectory` phase by phase; ends early where a phase fails, and the trajectory then says why."""
-    executor = copy.copy(walker.executor)
-    engine = StreamedEngine(walker.engine(trajectory.group), executor.solver_prompts.tokenizer, listener.text)
+    executor = copy.copy(runner.executor)
+    engine = StreamedEngine(runner.engine(trajectory.group), executor.solver_prompts.tokenizer, listener.text)
     phases: dict[str, Callable[[], Any]] = {"attempt": lambda: executor.attempt(engine, trajectory, plan)}
     if executor.guidance_prompts is not None:
         tokenizer = executor.guidance_prompts.tokenizer
-        executor.guidance_engines = [StreamedEngine(e, tokenizer, listener.text) for e in walker.tutor]
+        executor.guidance_engines = [StreamedEngine(e, tokenizer, listener.text) for e in runner.guidance]
         phases["guide"] = lambda: executor.guide(trajectory, plan)
     phases["revise"] = lambda: executor.revise(engine, trajectory, plan)
     for phase, work in phases.items():
@@ -84,6 +84,9 @@ class TextStream:
     A token's text depends on its neighbours (a leading space, a character of several tokens), so the ids since the
     last place where the text was whole are decoded again together with those of the place before, as vLLM and
     transformers do it. A text that ends in replacement characters may still be a character that is not finished.
+
+    Not `tokenizers.decoders.DecodeStream`: it raises ("Invalid prefix encountered") where a byte token belongs to no
+    character, which models do sample, and it needs a fast tokenizer's backend.
     """
 
     def __init__(self, tokenizer: Any):

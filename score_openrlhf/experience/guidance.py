@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.util
+import math
 from collections.abc import Callable
-from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
+from score_openrlhf.config.choices import GUIDANCE_BASELINES
+from score_openrlhf.config.methods import GUIDANCE
+from score_openrlhf.config.schema import Config
+from score_openrlhf.config.sizes import sizes
+from score_openrlhf.errors import UserError
+from score_openrlhf.experience.baselines import Draws, baseline_of
 from score_openrlhf.experience.maker import PolicyExperienceMaker
 from score_openrlhf.experience.rows import Row, guidance_row
 from score_openrlhf.experience.solver import ids
-from score_openrlhf.objective import guidance_baseline, guidance_rewards
+from score_openrlhf.objective import guidance_rewards
 from score_openrlhf.rollout.trajectory import Trajectory
+from score_openrlhf.tasks.own_code import load_object, names_object
 
 
 def own_reward(source: str) -> Callable[[Trajectory], float]:
     """The function named by `path/to/file.py:function`; it gets a `Trajectory` and returns a guidance's reward.
 
-    Raises ValueError if the file or the function is not there.
+    Raises UserError if the file or the function is not there.
     """
-    path_text, _, name = source.rpartition(":")
-    path = Path(path_text).expanduser().absolute()
-    if not path.is_file():
-        raise ValueError(f"guidance.reward {source!r}: the file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"guidance.reward {source!r}: {path} defines no function {name}(trajectory)")
-    return getattr(module, name)
+    function = load_object(source, "guidance.reward", "function of a trajectory")
+
+    def reward(trajectory: Trajectory) -> float:
+        value = float(function(trajectory))
+        if not math.isfinite(value):
+            raise UserError(f"guidance.reward {source!r} gave {value} for a trajectory; it must be a finite number")
+        return value
+
+    return reward
 
 
 class GuidanceExperienceMaker(PolicyExperienceMaker):
@@ -54,10 +59,26 @@ class GuidanceExperienceMaker(PolicyExperienceMaker):
         super().__init__(*args, **kwargs)
         self.reward_kind = reward_kind
         self.leak_penalty = leak_penalty
-        self.baseline_kind = baseline_kind
+        self.baseline = baseline_of(GUIDANCE_BASELINES, baseline_kind)
         self.kl_coef = kl_coef
         self.dynamic_filtering = dynamic_filtering
         self.reward_func = reward_func
+
+    @classmethod
+    def from_config(cls, cfg: Config, *groups: Any) -> GuidanceExperienceMaker:
+        own = cfg.guidance
+        return cls(
+            *groups,
+            pad_multiple=sizes(cfg, GUIDANCE).pad_multiple,
+            reward_kind=own.reward,
+            reward_func=own_reward(own.reward) if names_object(own.reward) else None,
+            leak_penalty=own.leak_penalty,
+            baseline_kind=own.baseline,
+            normalise_kind=own.normalise,
+            kl_credit=own.kl_credit,
+            kl_coef=cfg.guidance_kl_coef,
+            dynamic_filtering=own.dynamic_filtering,
+        )
 
     def row(self, trajectory: Trajectory) -> Row:
         return guidance_row(trajectory)
@@ -70,7 +91,7 @@ class GuidanceExperienceMaker(PolicyExperienceMaker):
         r1 = torch.tensor([t.r1 if t else 0.0 for t in real])
         r2 = torch.tensor([t.r2 if t else 0.0 for t in real])
         leak = torch.tensor([t.leak if t else 0.0 for t in real])
-        state = ids([t.state if t else None for t in real])
+        state = ids([t.attempt_key if t else None for t in real])
         if self.reward_func is None:
             rewards = guidance_rewards(r1, r2, leak, kind=self.reward_kind, leak_penalty=self.leak_penalty)
         else:
@@ -83,7 +104,9 @@ class GuidanceExperienceMaker(PolicyExperienceMaker):
         self._metrics["zero_variance_groups"] = float(flat.sum()) / max(len(flat), 1)
         if self.dynamic_filtering:
             used &= ~torch.isin(state, live[flat])
-        values = guidance_baseline(rewards, state, r1, kind=self.baseline_kind, mask=used)
-        advantages = (rewards - values) * used
-        self._metrics["reward"] = float((rewards * used).sum() / used.sum().clamp(min=1))
+        problem = ids([t.group if t else None for t in real])
+        advantages = (rewards - self.baseline(Draws(rewards, problem, state, r1, used))) * used
+        num_used = used.sum().clamp(min=1)
+        self._metrics["advantage_sq"] = float(advantages.square().sum() / num_used)
+        self._metrics["reward"] = float((rewards * used).sum() / num_used)
         return advantages, torch.zeros_like(advantages)

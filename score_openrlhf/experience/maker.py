@@ -10,11 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
+from score_openrlhf.config.schema import Config
 from score_openrlhf.experience.rows import Row, pad_rows, turn_map
 from score_openrlhf.objective import normalise, token_advantages, token_rewards, turn_gae
 from score_openrlhf.rollout.trajectory import Trajectory
@@ -28,6 +30,7 @@ class PolicyBatch:
     metrics: dict[str, float] = field(default_factory=dict)
     num_action_tokens: int = 0
     has_signal: bool = False  # whether any action token has an advantage other than zero
+    nonfinite: str = ""  # what is NaN or infinite among the models' and engines' numbers: such a batch is left out
 
 
 class PolicyExperienceMaker(RemoteExperienceMaker):
@@ -53,11 +56,17 @@ class PolicyExperienceMaker(RemoteExperienceMaker):
         self.rows: list[Row] = []
         self.stage = 1
 
+    @classmethod
+    @abstractmethod
+    def from_config(cls, cfg: Config, *groups: Any) -> PolicyExperienceMaker:
+        """The maker of a run; `groups` are the host's own arguments, as `Policy.use_maker` has them."""
+
     def make_batch(self, trajectories: list[Trajectory], *, stage: int) -> PolicyBatch:
         """The policy's batch for one step, from all of the step's trajectories."""
         self.stage = stage
         self.rows = pad_rows([self.row(t) for t in trajectories], self.pad_multiple)
         self._metrics: dict[str, float] = {}
+        self._nonfinite = ""
         experiences = self.make_experience_batch([row.experience() for row in self.rows])
         num_tokens = sum(int(e.action_mask.sum()) for e in experiences)
         has_signal = any(bool((e.advantages * e.action_mask).any()) for e in experiences)
@@ -65,7 +74,7 @@ class PolicyExperienceMaker(RemoteExperienceMaker):
             # the surrogate before the first optimizer step (ratio 1), whatever ranks and micro batches there are
             total = sum(float((e.advantages * e.action_mask).sum()) for e in experiences)
             self._metrics["loss"] = -total / num_tokens
-        return PolicyBatch(experiences, self._metrics, num_tokens, has_signal)
+        return PolicyBatch(experiences, self._metrics, num_tokens, has_signal, self._nonfinite)
 
     @abstractmethod
     def row(self, trajectory: Trajectory) -> Row:
@@ -86,10 +95,31 @@ class PolicyExperienceMaker(RemoteExperienceMaker):
         """Turns whose advantages keep their scale whatever `normalise` says."""
         return ()
 
+    def observe(self, experiences: list[Experience], turns: list[torch.Tensor]) -> None:
+        """Learn from a batch's advantages and turns `(B, A)`, before they are normalised, what the next one needs."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the maker, as JSON."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+
+    def kl_credit_of(self, experience: Experience, turn: torch.Tensor) -> torch.Tensor:
+        """KL credit `(B, A)` of each token, in nats, without its weight."""
+        zero = torch.zeros(len(turn))
+        return -token_advantages(zero, zero, experience.kl, turn, kl_coef=(1.0, 1.0), kl_credit=self.kl_credit)
+
     @torch.no_grad()
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Fill `advantages` and `returns` `(B, A)`, in place of the host's, which sums both turns into one reward."""
         used = torch.tensor([row.use for row in self.rows])
+        self._nonfinite = nonfinite_numbers(experiences)
+        if self._nonfinite:
+            used[:] = False
+            for experience in experiences:
+                experience.action_mask = torch.zeros_like(experience.action_mask)
+                experience.kl = torch.zeros_like(experience.kl)
         advantage_1, advantage_2 = self.turn_advantages(used)
         self._log_kl(experiences)
         turns = []
@@ -102,6 +132,7 @@ class PolicyExperienceMaker(RemoteExperienceMaker):
                 experience, advantage_1[index].float(), advantage_2[index].float(), turn
             )
             turns.append(turn)
+        self.observe(experiences, turns)
         if self.normalise_kind in ("mean", "std"):
             self._normalise(experiences, turns)
         for experience in experiences:
@@ -150,3 +181,30 @@ class PolicyExperienceMaker(RemoteExperienceMaker):
                 self._metrics[name] = float(sums[t] / counts[t])
         if gap[1]:
             self._metrics["engine_logprob_diff"] = float(gap[0] / gap[1])
+
+
+# What an update reads of an experience and is a number of the models', the engines' or the rewards'.
+_READ = {
+    "rollout_log_probs": "the engine's log-probs",
+    "action_log_probs": "the policy's own log-probs",
+    "base_action_log_probs": "the reference's log-probs",
+    "kl": "distances to the reference",
+    "values": "the critic's values",
+    "returns": "returns",
+    "advantages": "advantages",
+}
+
+
+def nonfinite_numbers(experiences: list[Experience]) -> str:
+    """Which numbers of a batch are not finite, and in how many rows; "" if all are.
+
+    Masked positions are looked at too: the host multiplies by the mask, and 0 times NaN is NaN.
+    """
+    counts: dict[str, int] = {}
+    for experience in experiences:
+        for key, words in _READ.items():
+            value = getattr(experience, key)
+            if value is not None:
+                bad = int((~torch.isfinite(value)).flatten(1).any(-1).sum())
+                counts[words] = counts.get(words, 0) + bad
+    return ", ".join(f"{words} in {count} rows" for words, count in counts.items() if count)

@@ -20,13 +20,14 @@ class Row:
 
     trajectory: Trajectory | None  # None: padding
     token_ids: list[int]
-    spans: list[tuple[int, Sample]]  # start of each sampled text; the first is turn 1
+    spans: list[tuple[int, Sample]]  # start of each sampled text whose tokens are actions
     use: bool  # whether its tokens are actions
+    turn_2_start: int | None = None  # position of the first token of turn 2; None: the row has one turn
 
     @property
     def turn_boundary(self) -> int:
         """Where turn 2 begins in action coordinates (token i is action i - 1); past the end for one turn."""
-        return self.spans[1][0] - 1 if len(self.spans) > 1 else len(self.token_ids)
+        return len(self.token_ids) if self.turn_2_start is None else self.turn_2_start - 1
 
     def experience(self) -> Experience:
         """The row as the host's `Experience` with a batch of one."""
@@ -50,17 +51,22 @@ class Row:
 
 
 def solver_row(trajectory: Trajectory) -> Row:
-    """`prompt | y1 | bridge | y2`, the revision in exactly the context it was sampled in."""
+    """`prompt | y1 | bridge | y2`, the revision in exactly the context it was sampled in.
+
+    An attempt of the base model is context: the current policy did not sample it.
+    """
     token_ids = list(trajectory.prompt_ids)
-    spans = []
+    spans, turn_2_start = [], None
     if trajectory.attempt is not None:
-        spans.append((len(token_ids), trajectory.attempt))
+        if not trajectory.base_attempt:
+            spans.append((len(token_ids), trajectory.attempt))
         token_ids += trajectory.attempt.token_ids
     if trajectory.attempt is not None and trajectory.revision is not None:
         token_ids += trajectory.bridge_ids
-        spans.append((len(token_ids), trajectory.revision))
+        turn_2_start = len(token_ids)
+        spans.append((turn_2_start, trajectory.revision))
         token_ids += trajectory.revision.token_ids
-    return Row(trajectory, token_ids, spans, use=trajectory.usable)
+    return Row(trajectory, token_ids, spans, use=trajectory.usable, turn_2_start=turn_2_start)
 
 
 def guidance_row(trajectory: Trajectory) -> Row:

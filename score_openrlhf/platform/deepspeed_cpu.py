@@ -42,7 +42,7 @@ def _complete(gather: Callable) -> Callable:
     "deepspeed.comm.torch",
     Upstream("deepspeed/comm/torch.py", 191, "self.shm_comm_op = build_shm_op()"),
 )
-def no_shared_memory_op(module: ModuleType) -> None:
+def no_shared_memory_op(module: Any) -> None:
     """Starting the backend compiles a shared-memory all-reduce with g++ (half a minute, and a compiler).
 
     It serves tensor-parallel inference with DeepSpeed's own kernels; training goes through gloo with or without it.
@@ -55,7 +55,7 @@ def no_shared_memory_op(module: ModuleType) -> None:
     "openrlhf.utils.deepspeed.deepspeed_utils",
     Upstream("deepspeed/runtime/zero/stage3.py", 3585, "deepspeed.ops.adam.fused_adam.FusedAdam"),
 )
-def states_stay(module: ModuleType) -> None:
+def states_stay(module: Any) -> None:
     """ds.enable_sleep moves a policy's states to host memory between updates; DeepSpeed does it for FusedAdam alone.
 
     Here they are in host memory already, and the optimizer is torch's own Adam.

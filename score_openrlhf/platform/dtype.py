@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 from score_openrlhf.platform.hooks import Upstream, after_import
 
@@ -12,7 +12,7 @@ from score_openrlhf.platform.hooks import Upstream, after_import
     "openrlhf.utils.utils",
     Upstream("openrlhf/utils/utils.py", 22, 'raise ValueError(f"Invalid param_dtype: {param_dtype}")'),
 )
-def add_fp32(module: ModuleType) -> None:
+def add_fp32(module: Any) -> None:
     """OpenRLHF knows bf16 and fp16 only: Actor and the critic raise on fp32.
 
     Its DeepSpeed configuration needs no change: neither bf16 nor fp16 enabled is fp32.

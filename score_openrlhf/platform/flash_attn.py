@@ -1,5 +1,7 @@
 """The import of flash_attn in OpenRLHF's ring attention in, pure torch functions of the same names out.
 
+Used wherever flash-attn is not installed: on CPU machines, and on GPUs with another attention (sdpa).
+
 The stand-ins exist only while that one module is imported. Left in `sys.modules`, they would make transformers believe
 that flash attention is installed.
 """

@@ -95,7 +95,7 @@ def _serve(listener: socket.socket) -> None:
 
 def _ended() -> list[tuple[int, int]]:
     """Process id and exit code of the forks that have ended."""
-    found = []
+    found: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -139,7 +139,7 @@ def _fork(connection: socket.socket, own: list[int]) -> int:
         for fd in [connection.fileno(), *own]:
             os.close(fd)
         call = json.loads(body)
-        _place(list(files), call["files"])
+        _give_numbers(list(files), call["files"])
         os.chdir(call["directory"])
         _take_environment(call["environment"])
         code = _run(call["arguments"])
@@ -151,7 +151,7 @@ def _fork(connection: socket.socket, own: list[int]) -> int:
         os._exit(code)
 
 
-def _place(received: list[int], wanted: list[int]) -> None:
+def _give_numbers(received: list[int], wanted: list[int]) -> None:
     """Give the received descriptors the numbers they had in the client."""
     top = max([*wanted, *received, 2]) + 1
     for index, fd in enumerate(received):

@@ -12,9 +12,12 @@ import tempfile
 import threading
 from pathlib import Path
 
+from score_openrlhf.errors import UserError
 from score_openrlhf.platform.detect import is_cpu
 
-SWITCH = "SCORE_OPENRLHF_FORK_SERVER"  # "0" in the environment: every process imports for itself
+# In the environment. "0": every process imports for itself; a folder: the server there is used, of a process that
+# outlives this one (the tests' commands share one).
+SWITCH = "SCORE_OPENRLHF_FORK_SERVER"
 CLIENT = Path(__file__).with_name("fork_client.py")
 
 _lock = threading.Lock()
@@ -23,7 +26,9 @@ _on_cluster = False
 
 
 def start(cluster_folder: str | None = None) -> None:
-    """Start the server, once; it imports in the background. Does nothing where an accelerator is.
+    """Start the server, once, or find the one that `SWITCH` names; it imports in the background.
+
+    Does nothing where an accelerator is.
 
     Nodes of a cluster give the same `cluster_folder`: Ray starts workers by one path on all of them, and each node has
     a server of its own behind it. Call it from the main thread: the kernel ends the server, and all its forks, with
@@ -34,6 +39,12 @@ def start(cluster_folder: str | None = None) -> None:
         return
     with _lock:
         if _folder is not None:
+            return
+        shared = os.environ.get(SWITCH)
+        if shared and cluster_folder is None:
+            if not Path(shared, "python").is_file():
+                raise UserError(f"{SWITCH}={shared} names no fork server: unset it, or set it to 0 to use none")
+            _folder = shared
             return
         _folder, _on_cluster = cluster_folder or tempfile.mkdtemp(prefix="score-openrlhf-"), cluster_folder is not None
         Path(_folder).mkdir(mode=0o700, exist_ok=True)

@@ -16,6 +16,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from score_openrlhf.errors import UserError
+
 DISABLE_VARIABLE = "SCORE_OPENRLHF_PLATFORM_DISABLE"
 
 
@@ -62,11 +64,11 @@ def _register(name: str, module: str, upstream: tuple[Upstream, ...], around: bo
 
 
 def enabled() -> list[Workaround]:
-    """The registered workarounds that are not switched off; raises ValueError for an unknown name in the variable."""
+    """The registered workarounds that are not switched off; raises UserError for an unknown name in the variable."""
     disabled = {name for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name}
     unknown = disabled - set(WORKAROUNDS)
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{DISABLE_VARIABLE} names {sorted(unknown)}, which are no workarounds; known here: {sorted(WORKAROUNDS)}"
         )
     return [item for item in WORKAROUNDS.values() if item.name not in disabled]

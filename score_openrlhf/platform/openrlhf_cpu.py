@@ -57,7 +57,7 @@ class _TorchOnCpu:
     "openrlhf.trainer.ppo_utils.replay_buffer",
     Upstream(REPLAY_BUFFER, 40, 'torch.device(f"cuda:{torch.cuda.current_device()}")'),
 )
-def replay_buffer_on_cpu(module: ModuleType) -> None:
+def replay_buffer_on_cpu(module: Any) -> None:
     """The replay buffer writes its device as "cuda:N", which is no device here."""
     module.torch = _TorchOnCpu(module.torch)
 
@@ -134,7 +134,7 @@ def actor_without_flash_attention(module: ModuleType) -> None:
     "openrlhf.models.model",
     Upstream("openrlhf/models/model.py", 71, "config._attn_implementation = attn_implementation"),
 )
-def critic_without_flash_attention(module: ModuleType) -> None:
+def critic_without_flash_attention(module: Any) -> None:
     """As `actor_attention`, for the critic and the reward model."""
     module.get_llm_for_sequence_regression = _without_flash_attention(module.get_llm_for_sequence_regression)
 

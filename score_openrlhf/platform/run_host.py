@@ -29,10 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     platform.activate()
     if platform.is_cpu():
-        import ray
-
         platform.start_fork_server()
-        ray.init(**platform.ray_init_kwargs(args.num_gpus))
+        platform.start_ray(args.num_gpus)
     sys.argv = [args.module, *args.arguments]
     runpy.run_module(args.module, run_name="__main__", alter_sys=True)
 

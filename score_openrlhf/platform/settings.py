@@ -6,21 +6,29 @@ import os
 from importlib.metadata import entry_points
 from typing import Any
 
-from score_openrlhf.platform import forking
+from score_openrlhf.errors import UserError
+from score_openrlhf.platform import cores, forking
 from score_openrlhf.platform.detect import is_cpu
 from score_openrlhf.platform.hooks import DISABLE_VARIABLE
+from score_openrlhf.platform.passed_on import hand_over_secrets, new_secrets_key, of_the_job, shown
+from score_openrlhf.platform.remote_code import TRUSTED_VARIABLE
 
-SETUP_HOOK = "score_openrlhf.platform.activate"
+SETUP_HOOK = "score_openrlhf.platform.set_up_role"
 HOST_WORKER_EXTENSION = "openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap"
 CPU_WORKER_EXTENSION = "score_openrlhf.platform.weight_sync.WeightSyncExtension"
 VLLM_PLUGIN = "score_openrlhf_platform"
 
 OBJECT_STORE_BYTES = 512 << 20
+DEFAULTED = "SCORE_OPENRLHF_DEFAULTED"  # in the environment: the names in it whose values are ours, not the user's
 
 CPU_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
-    # Actors and engines share the cores; one thread each is faster than all of them on all cores.
+    # Actors and small engines share the cores; one thread each is faster than all of them on all cores. Engines of
+    # real models take more (cores.py).
     "OMP_NUM_THREADS": "1",
+    # Threads that wait for each other sleep after some 40 us. Left to itself OpenMP spins for 10 ms on a core that the
+    # thread it waits for may need.
+    "GOMP_SPINCOUNT": "1000",
     "DS_ACCELERATOR": "cpu",
     # GiB of KV cache per engine; the default is a part of the machine's whole memory.
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -36,7 +44,8 @@ CPU_ENVIRONMENT = {
 
 
 def environment() -> dict[str, str]:
-    """The variables OpenRLHF's processes need here; what the user has set wins.
+    """The variables OpenRLHF's processes need here, and those of the user that they get too (`platform/passed_on.py`,
+    without secrets); what the user has set wins.
 
     On CUDA machines these are the ones OpenRLHF sets itself (openrlhf/cli/train_ppo_ray.py:26-30).
     """
@@ -48,10 +57,11 @@ def environment() -> dict[str, str]:
             "NCCL_DEBUG": "WARN",
             "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
         }
-    variables = {name: os.environ.get(name, value) for name, value in defaults.items()}
-    if DISABLE_VARIABLE in os.environ:
-        variables[DISABLE_VARIABLE] = os.environ[DISABLE_VARIABLE]
-    return variables
+    variables = shown() | {name: os.environ.get(name, value) for name, value in defaults.items()}
+    if is_cpu():
+        variables[DEFAULTED] = ",".join(name for name in defaults if not _is_users(name))
+    passed_on = (DISABLE_VARIABLE, TRUSTED_VARIABLE)
+    return variables | {name: os.environ[name] for name in passed_on if os.environ.get(name)}
 
 
 def set_environment_defaults() -> None:
@@ -60,19 +70,36 @@ def set_environment_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
+def _is_users(name: str) -> bool:
+    return name in os.environ and name not in os.environ.get(DEFAULTED, "").split(",")
+
+
+def start_ray(num_gpus: int, num_cpus: int | None = None, *, address: str | None = None, **options: Any) -> None:
+    """`ray.init` with `ray_init_kwargs` and `options`; the roles it starts get the driver's tokens too."""
+    import ray
+
+    kwargs = ray_init_kwargs(num_gpus, num_cpus, address=address)
+    kwargs["runtime_env"]["env_vars"] |= new_secrets_key()
+    ray.init(**kwargs, **options)
+    hand_over_secrets(kwargs["runtime_env"])
+
+
 def ray_init_kwargs(num_gpus: int, num_cpus: int | None = None, *, address: str | None = None) -> dict[str, Any]:
     """Arguments of `ray.init` for roles that ask for `num_gpus` GPUs in all; `address` joins a running cluster.
+
+    Without an address a Ray of our own is started, in so many words: left to itself `ray.init` joins what RAY_ADDRESS
+    names, or whatever cluster was started on this machine last, and refuses resources there.
 
     On CPU machines the GPUs are logical: Ray counts them and no device stands behind them. `num_cpus` (null: enough
     for the roles) are logical too: a placement bundle wants one CPU and would wait for ever on a small machine. Raises
     RuntimeError on a CPU machine where the package is not installed, since vLLM's processes find the platform layer
     through its entry point.
     """
+    variables = {name: value for name, value in environment().items() if name not in of_the_job()}
     kwargs: dict[str, Any] = {
-        "runtime_env": {"env_vars": environment(), "worker_process_setup_hook": SETUP_HOOK},
+        "address": address or "local",
+        "runtime_env": {"env_vars": variables, "worker_process_setup_hook": SETUP_HOOK},
     }
-    if address is not None:
-        kwargs["address"] = address
     if not is_cpu():
         return kwargs if num_cpus is None or address is not None else {**kwargs, "num_cpus": num_cpus}
     _require_vllm_plugin()
@@ -112,7 +139,7 @@ def _enough_cpus(num_gpus: int) -> int:
 
 def _require_vllm_plugin() -> None:
     if not any(point.name == VLLM_PLUGIN for point in entry_points(group="vllm.general_plugins")):
-        raise RuntimeError(
+        raise UserError(
             f"vLLM's processes would run without the platform layer: entry point {VLLM_PLUGIN!r} is not installed. "
             "Install the package (pip install --no-deps -e .) into the environment that runs it."
         )
@@ -128,6 +155,55 @@ def engine_kwargs() -> dict[str, Any]:
     if not is_cpu():
         return {"worker_extension_cls": HOST_WORKER_EXTENSION}
     return {"worker_extension_cls": CPU_WORKER_EXTENSION, "enable_chunked_prefill": False, "enforce_eager": True}
+
+
+def use_cores(requested: int | None, engines_on_node: int, model_path: str) -> int | None:
+    """Give the engine that this process is about to start its threads; returns their number, None on accelerators.
+
+    `requested` (`vllm.cpu_threads`) comes first, then what the user has set as OMP_NUM_THREADS, then the engine's
+    share of the cores (cores.engine_threads).
+    """
+    if requested is None and _is_users("OMP_NUM_THREADS"):
+        return int(os.environ["OMP_NUM_THREADS"])
+    threads = cores.engine_threads(requested, engines_on_node, model_path)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    return threads
+
+
+def use_cores_for_adam(processes_on_node: int) -> None:
+    """Let this role compute with its share of the node's cores: DeepSpeed's Adam on the CPU (`ds.adam_offload`).
+
+    Ray sets OMP_NUM_THREADS to the CPUs a role asks for, which is one, and Adam would walk over a node's weights on as
+    many cores as it has GPUs. The variable is for a library that is loaded later (DeepSpeed's operator may bring an
+    OpenMP of its own), the call for torch's. On CPU machines torch's Adam runs, and threads are set for all roles.
+    """
+    if is_cpu():
+        return
+    import torch
+
+    threads = max(1, cores.usable_cores() // processes_on_node)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
+
+def engines_measure_memory() -> bool:
+    """Whether a starting engine measures what is free on its device, so that trainers must not start meanwhile."""
+    return not is_cpu()
+
+
+def engine_batch(asked: dict[str, int | None], defaults: dict[str, int], *, max_model_len: int) -> dict[str, int]:
+    """How much an engine computes at once: max_num_seqs and max_num_batched_tokens, what is `asked` for or `defaults`.
+
+    On CPU machines vLLM's own numbers are the defaults: a batch is as slow as it is long there, and vLLM tries the
+    largest one when it starts. Prompts come in one piece (`engine_kwargs`), so the longest must fit.
+    """
+    chosen = {name: value for name, value in asked.items() if value is not None}
+    if not is_cpu():
+        return {**defaults, **chosen}
+    if "max_num_batched_tokens" in chosen:
+        chosen["max_num_batched_tokens"] = max(chosen["max_num_batched_tokens"], max_model_len)
+    return chosen
 
 
 def reload_method() -> str:

@@ -41,7 +41,8 @@ class GlooBroadcastGroup:
         options = BroadcastOptions()
         options.rootRank = src
         contiguous = tensor.contiguous()
-        self._group.broadcast([contiguous], options).wait()
+        group: Any = self._group  # its methods are C++, which the stubs leave out
+        group.broadcast([contiguous], options).wait()
         if contiguous is not tensor and self.rank != src:
             tensor.copy_(contiguous)
 
@@ -120,7 +121,7 @@ def repack_output_heads(model: torch.nn.Module) -> None:
     "openrlhf.utils.distributed_util",
     Upstream("openrlhf/utils/distributed_util.py", 25, "pynccl = PyNcclCommunicator(pg, device=device)"),
 )
-def gloo_sync_group(module: ModuleType) -> None:
+def gloo_sync_group(module: Any) -> None:
     """Weights go from the trainer to the engines through NCCL whatever `vllm.sync_backend` says."""
 
     def stateless_init_process_group(

@@ -7,7 +7,8 @@ which fixes bf16, trust_remote_code and the worker extension.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import ray
@@ -17,27 +18,43 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from vllm import RequestOutput, SamplingParams
 from vllm.inputs import TokensPrompt
+from vllm.sampling_params import RequestOutputKind
 from vllm.utils import random_uuid
 
 from score_openrlhf import platform
+from score_openrlhf.cluster import engine_pool
+from score_openrlhf.cluster.placement import Kind, engine_bundles, engine_groups
+from score_openrlhf.cluster.reservation import bundle_nodes, cluster_nodes, reserve_groups
+from score_openrlhf.config.model_code import is_trusted
+from score_openrlhf.config.policies import ENGINE_BATCHED_TOKENS, ENGINE_NUM_SEQS, PolicySpec, policy_specs
 from score_openrlhf.config.schema import Config
-from score_openrlhf.policies import reuse
-from score_openrlhf.policies.cluster import bundle_nodes, reserve
-from score_openrlhf.policies.placement import engine_bundles
-from score_openrlhf.rollout.executor import GuidedRevisionExecutor, RemoteEngine, SampleRequest, SamplingPlan
+from score_openrlhf.rollout.executor import GuidedRevisionExecutor, RemoteEngine, SampleRequest, SamplingPlan, firsts
 from score_openrlhf.rollout.prompts import GuidancePrompts, SolverPrompts
 from score_openrlhf.rollout.trajectory import Sample, Trajectory
 from score_openrlhf.tasks import make_task
 from score_openrlhf.tasks.base import Problem, Templates
 from score_openrlhf.tasks.pool import GradingPool
 
+DEFAULT_BATCH = {"max_num_seqs": ENGINE_NUM_SEQS, "max_num_batched_tokens": ENGINE_BATCHED_TOKENS}
 VLLM_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+class NonfiniteLogProbs(RuntimeError):
+    """The engine's distribution is none; fails the one trajectory, which is counted."""
 
 
 class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-defined]
     """One engine of either policy."""
 
-    async def __init__(self, *args: Any, use_fast_tokenizer: bool = True, **kwargs: Any):
+    async def __init__(  # type: ignore[misc]  # as upstream: Ray makes the actor by awaiting it
+        self,
+        *args: Any,
+        use_fast_tokenizer: bool = True,
+        cpu_threads: int | None = None,
+        engines_on_node: int = 1,
+        **kwargs: Any,
+    ):
+        platform.use_cores(cpu_threads, engines_on_node, kwargs["model"])
         await super().__init__(*args, **kwargs)
         self.use_fast_tokenizer = use_fast_tokenizer
         self.tokenizer = get_tokenizer(kwargs["model"], None, "left", use_fast=use_fast_tokenizer)
@@ -58,12 +75,14 @@ class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-d
 
     async def sample(self, request: SampleRequest) -> Sample:
         """One continuation of `request.prompt_ids`; raises ValueError if the engine refuses the prompt."""
-        return self._sample_of(request, await self.generate(request.prompt_ids, _sampling_params(request)))
+        params = _sampling_params(request, RequestOutputKind.FINAL_ONLY)
+        return self._sample_of(request, await self.generate(request.prompt_ids, params))
 
     async def stream(self, request: SampleRequest) -> AsyncIterator[list[int] | Sample]:
         """The Sample of `sample`, after the lists of its token ids as the engine comes by them."""
         prompt, num_sent = TokensPrompt(prompt_token_ids=request.prompt_ids), 0
-        async for output in self.llm.generate(prompt, _sampling_params(request), request_id=random_uuid()):
+        params = _sampling_params(request, RequestOutputKind.CUMULATIVE)
+        async for output in self.llm.generate(prompt, params, request_id=random_uuid()):
             token_ids = output.outputs[0].token_ids
             yield list(token_ids[num_sent:])
             num_sent = len(token_ids)
@@ -72,7 +91,13 @@ class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-d
     def _sample_of(self, request: SampleRequest, finished: RequestOutput) -> Sample:
         output = finished.outputs[0]
         token_ids = list(output.token_ids)
-        log_probs = [position[token].logprob for position, token in zip(output.logprobs, token_ids, strict=True)]
+        positions: Any = output.logprobs  # every request asks for them
+        log_probs = [position[token].logprob for position, token in zip(positions, token_ids, strict=True)]
+        if request.temperature > 0 and not all(map(math.isfinite, log_probs)):  # at 0 nothing learns from them
+            raise NonfiniteLogProbs(
+                f"the engine sampled tokens with log-probs {[p for p in log_probs if not math.isfinite(p)][:3]}; "
+                "its weights or its temperature give no distribution"
+            )
         return Sample(
             token_ids=token_ids,
             log_probs=log_probs,
@@ -96,6 +121,8 @@ class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-d
             timeout_seconds=task_config["grade_timeout_seconds"],
             max_answer_chars=task_config["max_answer_chars"],
             reward_func=task_config["reward_func"],
+            reward_range=task_config["reward_range"],
+            unevaluated=task_config["unevaluated"],
         )
         guidance_prompts = None
         if guidance_path is not None:
@@ -109,20 +136,24 @@ class _RolloutActor(RolloutRayActor.__ray_actor_class__):  # type: ignore[name-d
             [RemoteEngine(handle) for handle in guidance_engines],
         )
 
-    async def run_problem(self, problem: Problem, group: int, plan: SamplingPlan) -> list[Trajectory]:
-        """The N x K trajectories of the step's problem number `group`, attempts side by side."""
-        attempts = (
-            self.executor.execute(problem, (group, index), plan, plan.max_len, self.tokenizer, self)
-            for index in range(plan.num_attempts)
-        )
-        return [trajectory for group in await asyncio.gather(*attempts) for trajectory in group]
+    async def run_problem(
+        self, problem: Problem, group: int, plan: SamplingPlan, given: list[Sample] | None = None
+    ) -> list[Trajectory]:
+        """The N x K trajectories of the step's problem number `group`, attempts side by side.
+
+        `given` holds N attempts of the base model, which stand in for the solver's own.
+        """
+        walks = (self.executor.walk(self, first, plan) for first in firsts(problem, group, plan, given))
+        return [trajectory for group in await asyncio.gather(*walks) for trajectory in group]
 
     async def run_phase(self, phase: str, trajectories: list[Trajectory], plan: SamplingPlan) -> list[Trajectory]:
         """One phase of many trajectories; the other phases' engines may be asleep meanwhile."""
         return await self.executor.run_phase(phase, self, trajectories, plan)
 
 
-def _sampling_params(request: SampleRequest) -> SamplingParams:
+def _sampling_params(request: SampleRequest, output_kind: RequestOutputKind) -> SamplingParams:
+    """FINAL_ONLY where nobody reads along: a list of all tokens at every step costs the engine's client more than half
+    of its time at 512 sequences."""
     # No minimum length, top_p, top_k or penalty: the log-probs are those of the policy itself.
     return SamplingParams(
         temperature=request.temperature,
@@ -131,6 +162,7 @@ def _sampling_params(request: SampleRequest) -> SamplingParams:
         logprobs=0,  # of the sampled token alone
         stop_token_ids=list(request.stop_token_ids),
         detokenize=False,
+        output_kind=output_kind,
     )
 
 
@@ -139,44 +171,49 @@ RolloutActor = ray.remote(_RolloutActor)
 
 def create_engines(
     cfg: Config,
-    model_path: str,
+    spec: PolicySpec,
     *,
-    num_engines: int,
-    tensor_parallel_size: int,
-    gpu_memory_utilization: float,
-    seed: int,
     shared_pg: PlacementGroup | None = None,
     gpus_per_engine: float = 1.0,
+    reserved: Sequence[PlacementGroup] | None = None,
 ) -> list[Any]:
-    """Ray handles of `num_engines` engines that hold `model_path`; they start in the background.
+    """Ray handles of the engines of a policy, which hold the model it starts from; they start in the background.
 
-    `shared_pg` with `gpus_per_engine` < 1 places them on GPUs they share with other roles.
+    `shared_pg` with `gpus_per_engine` < 1 places them on GPUs they share with other roles; else they are on those
+    `reserved` for them, or on some that are reserved now.
     """
+    model_path, num_engines = spec.start, spec.engines.num_engines
+    tensor_parallel_size, seed = spec.engines.tensor_parallel_size, cfg.seed + spec.engines.seed_offset
+    assert model_path is not None
+    num_engines_in_all = sum(each.engines.num_engines for each in policy_specs(cfg))
+    asked = {name: getattr(spec.engines, name) for name in DEFAULT_BATCH}
     common: dict[str, Any] = {
         "use_fast_tokenizer": not cfg.data.disable_fast_tokenizer,
+        "cpu_threads": cfg.vllm.cpu_threads,
+        "engines_on_node": -(-num_engines_in_all // len(cluster_nodes())),
         "tensor_parallel_size": tensor_parallel_size,
         "distributed_executor_backend": "uni" if tensor_parallel_size == 1 else "ray",
         "num_gpus": gpus_per_engine,
         "dtype": VLLM_DTYPES[cfg.ds.param_dtype],
-        "trust_remote_code": cfg.trust_remote_code,
+        "trust_remote_code": is_trusted(cfg, model_path),
         "max_model_len": cfg.data.max_len,
         "enforce_eager": cfg.vllm.enforce_eager,
         "enable_prefix_caching": cfg.vllm.enable_prefix_caching,
         "enable_sleep_mode": cfg.vllm.enable_sleep,
-        "gpu_memory_utilization": gpu_memory_utilization,
+        "gpu_memory_utilization": spec.engines.gpu_memory_utilization,
         "full_determinism": cfg.train.full_determinism_enable,
         # log-probs after temperature: those the trainer computes (Actor divides its logits by it)
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": 1,
-        **({"max_num_seqs": cfg.vllm.max_num_seqs} if cfg.vllm.max_num_seqs else {}),
+        **platform.engine_batch(asked, DEFAULT_BATCH, max_model_len=cfg.data.max_len),
         **platform.engine_kwargs(),
     }
     # Without seeded requests the engine's own seed, and all it has sampled before, say what it samples.
-    pool = reuse.pool if shared_pg is None and cfg.rollout.seed_requests and not cfg.vllm.enable_sleep else None
-    kind = reuse.kind_of(model_path, num_engines, common) if pool else ""
+    pool = engine_pool.pool if shared_pg is None and cfg.rollout.seed_requests and not cfg.vllm.enable_sleep else None
+    kind = engine_pool.kind_of(model_path, num_engines, common | _threads(common, model_path)) if pool else ""
     if pool and (kept := pool.take(kind, model_path)):
         return kept
-    places = _places(cfg, model_path, num_engines, tensor_parallel_size, shared_pg)
+    places = _places(cfg, spec, shared_pg, reserved)
     engines = []
     for index, (pg, bundles) in enumerate(places):
         num_gpus = gpus_per_engine if tensor_parallel_size == 1 else 0
@@ -193,19 +230,24 @@ def create_engines(
     return engines
 
 
+def _threads(options: dict[str, Any], model_path: str) -> dict[str, Any]:
+    """What the two options about threads come to here, for engines beside any number of others may have the same."""
+    threads = platform.engine_threads(options["cpu_threads"], options["engines_on_node"], model_path)
+    return {"cpu_threads": threads, "engines_on_node": None}
+
+
 def _places(
-    cfg: Config, model_path: str, num_engines: int, tensor_parallel_size: int, shared: PlacementGroup | None
+    cfg: Config, spec: PolicySpec, shared: PlacementGroup | None, reserved: Sequence[PlacementGroup] | None
 ) -> list[tuple[PlacementGroup, list[int]]]:
     """The placement group and the bundles in it of each engine; an engine of several GPUs has them on one node."""
+    num_engines, tensor_parallel_size = spec.engines.num_engines, spec.engines.tensor_parallel_size
     if shared is not None:
         bundles = engine_bundles(bundle_nodes(shared), num_engines, tensor_parallel_size)
         return [(shared, own) for own in bundles]
-    what, wait = f"the engines of {model_path}", cfg.ray.placement_timeout_seconds
+    if reserved is None:
+        role = f"{spec.name}_{Kind.ENGINES}"
+        own_groups = engine_groups(role, spec.engines)
+        reserved = reserve_groups(own_groups, timeout_seconds=cfg.ray.placement_timeout_seconds)[role]
     if tensor_parallel_size == 1:
-        pg = reserve(what, num_engines, timeout_seconds=wait)
-        return [(pg, [index]) for index in range(num_engines)]
-    own = list(range(tensor_parallel_size))
-    return [
-        (reserve(what, tensor_parallel_size, strategy="STRICT_PACK", timeout_seconds=wait), own)
-        for _ in range(num_engines)
-    ]
+        return [(reserved[0], [index]) for index in range(num_engines)]
+    return [(group, list(range(tensor_parallel_size))) for group in reserved]

@@ -23,6 +23,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import transpose
 
+from score_openrlhf.policies.finite import NonfiniteError
+
 ADAPTER_FOLDER = "adapter"  # of an export: the adapters alone, in PEFT's form
 ADAPTER = "default"  # the name get_peft_model gives the one adapter
 
@@ -53,7 +55,8 @@ class PlainWeight:
     def parts(self) -> list[torch.nn.Parameter]:
         if self.layer is None:
             return [self.parameter]
-        return [self.parameter, self.layer.lora_A[ADAPTER].weight, self.layer.lora_B[ADAPTER].weight]
+        layer: Any = self.layer  # peft adds its attributes by mixing in
+        return [self.parameter, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
 
     def value(self) -> torch.Tensor:
         """`W + alpha / rank * B A` (Hu et al. 2021, arXiv 2106.09685, equation 3), added up in floats; needs `parts`
@@ -61,8 +64,12 @@ class PlainWeight:
         if self.layer is None:
             return self.parameter.data
         _, down, up = (part.data.float() for part in self.parts)
-        change = transpose(up @ down, self.layer.fan_in_fan_out) * self.layer.scaling[ADAPTER]
-        return (self.parameter.data.float() + change).to(self.parameter.dtype)
+        layer: Any = self.layer
+        change = transpose(up @ down, layer.fan_in_fan_out) * layer.scaling[ADAPTER]
+        value = (self.parameter.data.float() + change).to(self.parameter.dtype)
+        if not torch.isfinite(value).all():  # each part was; the sum may be too large for fp16
+            raise NonfiniteError(f"the weight {self.name} with its adapter is not finite in {value.dtype}")
+        return value
 
 
 def plain_weights(model: PeftModel) -> list[PlainWeight]:
@@ -136,7 +143,7 @@ def export(model: PeftModel, tokenizer: Any, folder: str, *, zero_stage: int) ->
                 if is_first:
                     adapters[name] = parameter.data.to("cpu", copy=True)
     if is_first:
-        plain = model.get_base_model()
+        plain: Any = model.get_base_model()
         plain.save_pretrained(folder, state_dict=whole)
         plain.config.to_json_file(os.path.join(folder, "config.json"))
         tokenizer.save_pretrained(folder)

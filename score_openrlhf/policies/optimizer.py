@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from score_openrlhf.policies.finite import nonfinite_weight
+
 
 def restart_adam(adam: torch.optim.Optimizer) -> None:
     """Zero moments and step counts in place: the next step is that of a new optimizer on the same weights.
@@ -49,6 +51,10 @@ class Learner:
     def schedule(self) -> Any:
         """The arguments that hold `lr_warmup_ratio`."""
         raise NotImplementedError
+
+    def nonfinite_weight(self) -> str:
+        """The first weight that is not finite, "" if all are; all ranks are asked at once."""
+        return nonfinite_weight(self.engine)
 
     def reset_optimizer(self, scheduler_steps: int) -> None:
         """Start Adam and the schedule, `scheduler_steps` long, anew; the weights stay."""

@@ -17,10 +17,15 @@ from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 from openrlhf.trainer.ppo_utils.experience import balance_experiences
 from openrlhf.trainer.ray.launcher import RayActorGroup
 from openrlhf.trainer.ray.vllm_engine import batch_vllm_engine_call
+from openrlhf.utils.logging_utils import init_logger
 
-from score_openrlhf.experience.maker import PolicyBatch, PolicyExperienceMaker
+from score_openrlhf.config.schema import Config
+from score_openrlhf.experience.maker import PolicyBatch, PolicyExperienceMaker, nonfinite_numbers
+from score_openrlhf.policies.finite import SKIPPED, TAKEN, NonfiniteError
 from score_openrlhf.policies.strategy import make_strategy
 from score_openrlhf.rollout.trajectory import request_seed
+
+logger = init_logger(__name__)
 
 
 @dataclass
@@ -35,6 +40,8 @@ class Engines:
 class Policy(BasePPOTrainer):
     """A trained policy: `actor group + reference group + engines + experience maker + KL controller + arguments`."""
 
+    chat_template: str | None = None  # another than its tokenizer's own, to be exported with it
+
     def __init__(
         self,
         name: str,
@@ -46,6 +53,7 @@ class Policy(BasePPOTrainer):
         seed: int,
         critic_group: RayActorGroup | None = None,
         param_offload: bool = False,
+        max_nonfinite_steps: int = 3,
     ):
         super().__init__(
             strategy=make_strategy(args, param_offload=param_offload),
@@ -59,13 +67,16 @@ class Policy(BasePPOTrainer):
         self.name = name
         self.engines = engines
         self.seed = seed
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self.nonfinite_in_a_row = {"actor": 0, "critic": 0}  # optimizer steps skipped since the last one taken
         self.updates = 0  # updates of this policy's weights over its whole life
         self.steps_without_update = 0
         self.maker: PolicyExperienceMaker
 
-    def use_maker(self, maker_class: type[PolicyExperienceMaker], **options: Any) -> None:
+    def use_maker(self, maker_class: type[PolicyExperienceMaker], cfg: Config) -> None:
         """Make this policy's experience maker, on its own groups and KL controller."""
-        self.maker = maker_class(
+        self.maker = maker_class.from_config(
+            cfg,
             self.actor_model_group,
             self.critic_model_group,
             None,
@@ -73,7 +84,6 @@ class Policy(BasePPOTrainer):
             self.kl_ctl,
             self.strategy,
             self.tokenizer,
-            **options,
         )
 
     @property
@@ -86,14 +96,24 @@ class Policy(BasePPOTrainer):
         states = ray.get(self.actor_model_group.async_run_method(method_name="get_checkpoint_states"))
         return int(states[0].get("global_step", 0))
 
-    def init_model(self, model_path: str, scheduler_steps: int) -> list[Any]:
+    def init_model(self, scheduler_steps: int) -> list[Any]:
         """Start loading the actor (from `args.ckpt.path` when `args.ckpt.load_enable`); returns Ray refs."""
         return self.actor_model_group.async_init_model_from_pretrained(
-            self.strategy, model_path, scheduler_steps, self.engines.handles
+            self.strategy, self.engines.model_path, scheduler_steps, self.engines.handles
         )
 
-    def update(self, batch: PolicyBatch, step: int) -> dict[str, float]:
-        """One pass of the host's update over `batch`; returns its status. Raises if the optimizer did not step."""
+    def update(self, batch: PolicyBatch, step: int) -> dict[str, Any]:
+        """One pass of the host's update over `batch`; returns its status.
+
+        A batch that is not finite is left out, as an optimizer step that is not. Raises NonfiniteError after
+        `max_nonfinite_steps` of either in a row, and RuntimeError if the optimizer did not step for no such reason.
+        """
+        bad = batch.nonfinite or nonfinite_numbers(batch.experiences)
+        if bad:
+            weight = ray.get(self.actor_model_group.async_run_method(method_name="nonfinite_weight"))[0]
+            bad = f"the weight {weight} ({bad})" if weight else bad
+            self._count_nonfinite("actor", [SKIPPED], bad, step)
+            return {"skipped_windows": 0, "nonfinite_steps": 1}
         before = self.optimizer_steps
         experiences = batch.experiences
         if self.args.train.dynamic_batch_enable:
@@ -103,18 +123,55 @@ class Policy(BasePPOTrainer):
         self._fit_seed = request_seed(self.seed, self.name, "fit", step) % (2**31)
         status = self.ppo_train(step)
         after = self.optimizer_steps
-        if after == before and not status.get("skipped_windows"):
+        if after == before and not status["skipped_windows"] and not status["nonfinite_steps"]:
             raise RuntimeError(
                 f"{self.name}: the update of step {step} had {batch.num_action_tokens} action tokens and made no "
                 f"optimizer step (still {after}); DeepSpeed's accumulation does not fit the batch"
             )
-        self.updates += 1
+        self.updates += after > before
+        for learner, prefix in (("actor", ""), ("critic", "critic_")):
+            outcomes, first = (status.pop(f"{prefix}{key}", None) for key in ("outcomes", "first_nonfinite"))
+            self._count_nonfinite(learner, outcomes or [], first or "", step)
         return status
 
-    def ppo_train(self, global_steps: int) -> dict[str, float]:
+    def _count_nonfinite(self, learner: str, outcomes: list[str], first: str, step: int) -> None:
+        """Take in what became of optimizer steps; fp16 steps that only lowered the loss scale count neither way."""
+        policy = self.name if learner == "actor" else f"{self.name}'s critic"
+        num_skipped = outcomes.count(SKIPPED)
+        if num_skipped:
+            logger.warning(
+                "step %d: %s: %d optimizer steps skipped, not finite: %s", step + 1, policy, num_skipped, first
+            )
+        for outcome in outcomes:
+            if outcome == TAKEN:
+                self.nonfinite_in_a_row[learner] = 0
+            elif outcome == SKIPPED:
+                self.nonfinite_in_a_row[learner] += 1
+            if self.nonfinite_in_a_row[learner] >= self.max_nonfinite_steps:
+                raise NonfiniteError(
+                    f"{policy}: {self.max_nonfinite_steps} optimizer steps in a row were not finite, the last in step "
+                    f"{step + 1}; the first thing not finite: {first}. None of them was taken: weights, engines and "
+                    "checkpoints are as before. Lower the learning rate, or look at the step's trajectories and "
+                    "rewards; max_nonfinite_steps is the limit."
+                )
+
+    def check_weights(self, use: str) -> None:
+        """Raise NonfiniteError, naming the weight, unless all weights are finite: the last line before `use`."""
+        for learner, group in zip(("", "'s critic"), self.learners, strict=False):
+            name = ray.get(group.async_run_method(method_name="nonfinite_weight"))[0]
+            if name:
+                raise NonfiniteError(
+                    f"{self.name}{learner}: the weight {name} is not finite after {self.updates} updates, so there is "
+                    f"no {use}; the last checkpoint is from before it. A smaller learning rate or a larger "
+                    "actor.adam.eps may help."
+                )
+
+    def ppo_train(self, global_steps: int) -> dict[str, Any]:
         """The host's order (critic, then actor; reload, fit, offload), micro batches ordered by the step's seed."""
-        status: dict[str, float] = {}
-        learners = [(self.critic_model_group, {})] if self.critic_model_group is not None else []
+        status: dict[str, Any] = {}
+        learners: list[tuple[RayActorGroup, dict[str, Any]]] = []
+        if self.critic_model_group is not None:
+            learners.append((self.critic_model_group, {}))
         learners.append((self.actor_model_group, {"kl_ctl": self.kl_ctl.value}))
         for group, options in learners:
             if self.args.ds.enable_sleep:
@@ -144,6 +201,7 @@ class Policy(BasePPOTrainer):
     def sync(self) -> float:
         """Send the weights to the policy's engines; returns seconds."""
         start = time.perf_counter()
+        self.check_weights("sync with its engines")
         self.broadcast_to_vllm()  # wakes the weights of engines that sleep
         if self.args.vllm.enable_sleep:
             # The host would leave the weights on the GPU, and so would vLLM: to it an engine that is awake in part is
@@ -155,6 +213,7 @@ class Policy(BasePPOTrainer):
 
     def save(self, folder: str, tag: str, client_states: dict[str, Any]) -> None:
         """Write `folder/_actor/tag`; `client_states` hold the keys the host's own resume reads."""
+        self.check_weights("checkpoint")
         ray.get(
             self.actor_model_group.async_run_method(
                 method_name="save_policy", folder=folder, tag=tag, client_states=client_states
@@ -167,9 +226,11 @@ class Policy(BasePPOTrainer):
         """Write the policy in Hugging Face form to `folder`, whole or not at all."""
         import shutil
 
+        self.check_weights("export")
         temporary = f"{folder}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        ray.get(self.actor_model_group.async_run_method(method_name="export_hf", folder=temporary))
+        export = dict(folder=temporary, chat_template=self.chat_template)
+        ray.get(self.actor_model_group.async_run_method(method_name="export_hf", **export))
         if os.path.isdir(folder):
             shutil.rmtree(folder)
         os.rename(temporary, folder)

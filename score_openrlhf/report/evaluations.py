@@ -77,24 +77,28 @@ def _by_problem(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _values(row: dict[str, Any]) -> dict[str, float]:
-    """What one trajectory counts for in each metric that is a mean (`trainer/metrics.py` defines them)."""
+    """What one trajectory counts for in each metric that is a mean (`rollout/metrics.py` defines them)."""
     values: dict[str, float] = {f"guidance/{name}": value for name, value in row["hint_metrics"].items()}
     for part, name in (("attempt", "t1"), ("guidance", "guidance"), ("revision", "t2")):
         if row[part]:
             values[f"truncated_{name}"] = row[part]["truncated"]
     if row["guidance"]:
-        values |= {"guidance/leak": row["leak"], "guidance/length": len(row["guidance"]["token_ids"])}
-    if row["revision"] and not row["failure"]:
-        right1, right2 = row["grade_t1"] == "right", row["grade_t2"] == "right"
         values |= {
-            "acc_t1": right1,
-            "acc_t2": right2,
-            "delta": right2 - right1,
-            "i2c": right2 and not right1,
-            "c2i": right1 and not right2,
-            "break_rate" if right1 else "fix_rate": right1 != right2,
+            "guidance/leak": row["leak"],
+            "guidance/leak_unjudged": row.get("leak_unjudged", False),  # not in older files
+            "guidance/length": len(row["guidance"]["token_ids"]),
         }
-    return values
+    # what failed is wrong
+    right1, right2 = row["grade_t1"] == "right", row["grade_t2"] == "right" and not row["failure"]
+    return values | {
+        "rollout/failed": bool(row["failure"]),
+        "acc_t1": right1,
+        "acc_t2": right2,
+        "delta": right2 - right1,
+        "i2c": right2 and not right1,
+        "c2i": right1 and not right2,
+        "break_rate" if right1 else "fix_rate": right1 != right2,
+    }
 
 
 def _standard_error(values: Iterable[float]) -> float:

@@ -1,43 +1,22 @@
-"""What the page says about each metric (its meaning) and how it groups them into charts. Imports nothing heavy."""
+"""The metrics that the page compares, and how it groups them into charts. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-# The rows of the table before and after, in this order, with what each says.
-MEANINGS = {
-    "acc_t1": "right at the first attempt",
-    "acc_t2": "right after the revision",
-    "delta": "acc_t2 - acc_t1: what the revision adds",
-    "i2c": "wrong, then right (of all problems)",
-    "c2i": "right, then wrong (of all problems)",
-    "fix_rate": "of the wrong attempts, those the revision mends",
-    "break_rate": "of the right attempts, those the revision spoils",
-    "edit_ratio": "words of the answer that the revision changes",
-    "changed_answer": "revisions that give another answer",
-    "guidance/hint_accuracy": "hints that fit the attempt",
-    "guidance/right_column_rate": "hints that name the wrong column of a wrong attempt",
-    "guidance/judgement_accuracy": "hints that say rightly whether the attempt is right",
-    "guidance/error_information_bits": "bits that the hint tells about the error",
-    "guidance/leak": "hints that state the answer",
-    "guidance/distinct": "different hints, as a share of all hints",
-    "guidance/distinct_2_across": "distinct-2 of hints for different problems",
-    "guidance/self_bleu_across": "self-BLEU of hints for different problems",
-    "guidance/length": "mean length of a hint, in tokens",
-    "truncated_t1": "attempts cut at their token budget",
-    "truncated_guidance": "hints cut at their token budget",
-    "truncated_t2": "revisions cut at their token budget",
-    "grade/unparsable": "answers in which the grader found nothing to grade",
-}
-NOT_FRACTIONS = {"guidance/length"}
-LOWER_IS_BETTER = {"c2i", "break_rate", "guidance/leak", "truncated_t1", "truncated_guidance", "truncated_t2"} | {
-    "grade/unparsable"
-}
-UNDIRECTED = {  # neither way is better as such
-    "edit_ratio", "changed_answer", "guidance/distinct", "guidance/distinct_2_across", "guidance/self_bleu_across",
-    "guidance/length",
-}  # fmt: skip
+from score_openrlhf.config.methods import POLICIES
+
+# The rows of the table before and after, in this order.
+_TEXTS = ("t1", "guidance", "t2")
+COMPARED = (
+    "acc_t1", "acc_t2", "delta", "i2c", "c2i", "fix_rate", "break_rate", "edit_ratio", "changed_answer",
+    "guidance/hint_accuracy", "guidance/right_column_rate", "guidance/judgement_accuracy",
+    "guidance/error_information_bits", "guidance/leak", "guidance/leak_unjudged", "guidance/distinct",
+    "guidance/distinct_2_across", "guidance/self_bleu_across", "guidance/length",
+    *(f"{kind}_{text}" for kind in ("truncated", "reasoning_tokens", "truncated_reasoning") for text in _TEXTS),
+    "grade/unparsable", "num_failed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,11 +31,8 @@ class Chart:
     source: Literal["steps", "evaluations"] = "steps"
 
 
-_BOTH = ("solver", "guidance")
-
-
 def _per_policy(metric: str) -> tuple[tuple[str, str], ...]:
-    return tuple((f"{policy}/{metric}", policy) for policy in _BOTH)
+    return tuple((f"{policy}/{metric}", policy) for policy in POLICIES)
 
 
 CHARTS = (
@@ -105,9 +81,10 @@ CHARTS = (
             ("solver/kl_t2", "revision"),
             ("guidance/kl", "guidance"),
         ),
-        "k1 estimate per token, nats",
+        "k1 estimate of a whole turn, nats",
     ),
-    Chart("Policies", "Loss", _per_policy("loss"), "policy loss; its size alone means little"),
+    Chart("Policies", "Loss", _per_policy("loss"), "policy loss before the update; its size alone means little"),
+    Chart("Policies", "Training loss", _per_policy("policy_loss"), "policy loss as trained on, over the update"),
     Chart("Policies", "Gradient norm", _per_policy("grad_norm"), "before clipping"),
     Chart("Policies", "Learning rate", _per_policy("lr"), "at the step's last optimizer step", "count"),
     Chart(
@@ -137,7 +114,13 @@ CHARTS = (
         "where the task knows the error",
         "fraction",
     ),
-    Chart("Hints", "Leaks", (("guidance/leak", "states the answer"),), "hints that state the answer", "fraction"),
+    Chart(
+        "Hints",
+        "Leaks",
+        (("guidance/leak", "states the answer"), ("guidance/leak_unjudged", "cannot be told")),
+        "hints that state the answer; it cannot be told where problem or attempt state it too",
+        "fraction",
+    ),
     Chart("Hints", "Different hints", (("guidance/distinct", "distinct"),), "share of the step's hints", "fraction"),
     Chart(
         "Hints",
@@ -158,8 +141,25 @@ CHARTS = (
     Chart(
         "Health",
         "Not graded",
-        (("grade/unparsable", "unparsable"), ("grade/timeout", "timeout"), ("grade/error", "error")),
+        (
+            ("grade/unparsable", "unparsable"),
+            ("grade/timeout", "timeout"),
+            ("grade/error", "error"),
+            ("grade/leak_undecided", "leak undecided"),
+        ),
         "apart from wrong",
+        "fraction",
+    ),
+    Chart(
+        "Health",
+        "What right answers lean on",
+        (
+            ("grade/right_repeats", "repeats the problem"),
+            ("grade/right_several", "several answers"),
+            ("grade/right_unit", "by conversion"),
+            ("grade/right_tolerance", "by tolerance"),
+        ),
+        "share of the right answers; one that grows may be a reward hack",
         "fraction",
     ),
     Chart(
@@ -168,6 +168,13 @@ CHARTS = (
         (("rollout/failed", "failed"), ("rollout/masked", "masked")),
         "share of the step's trajectories",
         "fraction",
+    ),
+    Chart(
+        "Health",
+        "Optimizer steps left out",
+        (*_per_policy("nonfinite_steps"), ("solver/critic_nonfinite_steps", "critic")),
+        "for NaN or infinity in the batch, the loss or the gradient",
+        "count",
     ),
     Chart("Health", "Tokens per second", (("tokens_per_second", "sampled"),), "both models, during the rollout"),
     Chart(

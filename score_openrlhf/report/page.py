@@ -1,7 +1,8 @@
 """Runs in; one HTML page that holds everything it shows, and asks nothing of any network, out.
 
-Texts of models are hostile: on their way into the HTML they are escaped, on their way to the script they travel as
-base64, the script puts them into text nodes only, and the page's policy lets no other script run.
+Texts of models are hostile: on their way into the HTML the template escapes them, on their way to the script they
+travel as base64, the script puts them into text nodes only, and the page's policy lets no other script run. The curves
+are SVG that `assets/charts.js` draws, since a chart library inlined in the page would weigh more than all else in it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape
 from importlib.resources import files
-from string import Template
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from score_openrlhf.console.progress import clock
 from score_openrlhf.report import figures, sections
+from score_openrlhf.report.evaluations import hint_uses
 from score_openrlhf.report.names import AXES, CHARTS, Chart
 from score_openrlhf.report.run_data import RunData
 from score_openrlhf.report.trajectories import embed
@@ -30,23 +33,26 @@ SIGNIFICANT_DIGITS = 6
 def render(runs: Sequence[RunData], *, max_trajectories: int) -> str:
     """The page as text; at most `max_trajectories` trajectories are in it, shared equally by the runs."""
     rows = [figures.evaluation_rows(run) for run in runs]
-    style, script = _asset("report.css"), "".join(_asset(name) for name in SCRIPTS)
+    script = "".join(_asset(name) for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();'
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    trajectories = [embed(run.folder, max_trajectories // len(runs)) for run in runs]
-    return Template(_asset("page.html")).substitute(
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_sha256(script)}'",
-        title=escape(title),
-        header=sections.header(runs),
-        figures=figures.before_and_after(runs[0], rows[0]) if len(runs) == 1 else figures.comparison(runs, rows),
+    return _template().render(
+        runs=runs,
+        figures=figures.measures(runs, rows),
+        tiles=figures.TILES,
+        paired=bool(rows[0][0]),
+        sources=sorted({run.figures.source for run in runs}),
+        incomparable=figures.incomparable(runs),
+        outcome_names=sections.OUTCOMES,
         outcomes=sections.outcomes(runs),
-        hints=sections.hints(runs, rows),
-        time=sections.time(runs),
-        configuration=sections.configuration(runs),
+        hints=[(index, uses) for index, pair in enumerate(rows) if (uses := hint_uses(*pair))],
+        hints_are_evaluated=any(row["guidance"] for _, after in rows for row in after),
+        phases=sections.phases(runs),
+        settings=sections.settings(runs),
         curves_data=_pack({"charts": _charts(runs), "runs": [curves(run) for run in runs]}),
-        trajectories_data=_pack(trajectories),
-        style=style,
+        trajectories_data=_pack([embed(run.folder, max_trajectories // len(runs)) for run in runs]),
+        style=_asset("report.css"),
         script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -99,5 +105,15 @@ def _asset(name: str) -> str:
     return (files("score_openrlhf.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _sha256(script: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+def _template() -> Template:
+    loader = PackageLoader("score_openrlhf.report", "assets")
+    page = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.do"],
+    )
+    page.filters |= {"facts": sections.facts, "notes": sections.notes, "clock": clock}
+    return page.get_template("page.html")

@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 
 from score_openrlhf.config.derive import method_of
+from score_openrlhf.config.evaluation import digest
 from score_openrlhf.config.schema import Config
 from score_openrlhf.config.stages import num_steps
+from score_openrlhf.errors import UserError
 
 # The keys that method_of and num_steps read.
 TYPED_KEYS = (
@@ -118,21 +120,21 @@ class RunData:
 def read_run(folder: str | Path) -> RunData:
     """Read what a run left in `folder`.
 
-    Raises ValueError if the folder is missing or holds no run, and for a line that is not JSON unless it is the last
+    Raises UserError if the folder is missing or holds no run, and for a line that is not JSON unless it is the last
     one of metrics.jsonl, which a killed run leaves cut.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; name the output_dir of a run")
+        raise UserError(f"{folder} is not a folder; name the output_dir of a run")
     config_path, metrics_path = folder / "config.yaml", folder / "metrics.jsonl"
     if not config_path.is_file() and not metrics_path.is_file():
-        raise ValueError(f"{folder} is not a run: it has no config.yaml and no metrics.jsonl; name a run's output_dir")
+        raise UserError(f"{folder} is not a run: it has no config.yaml and no metrics.jsonl; name a run's output_dir")
     notes: list[str] = []
     config_text = config_path.read_text(encoding="utf-8") if config_path.is_file() else ""
     try:
         config = dict(_flatten(yaml.safe_load(config_text) or {}))
     except yaml.YAMLError as error:
-        raise ValueError(f"{config_path} is not YAML: {error}") from error
+        raise UserError(f"{config_path} is not YAML: {error}") from error
     lines = _read_lines(metrics_path, notes) if metrics_path.is_file() else []
     summary = _read_json(folder / "summary.json")
     if summary and lines and summary["steps"] < lines[-1]["step"]:
@@ -145,18 +147,18 @@ def read_run(folder: str | Path) -> RunData:
         config_text=config_text,
         lines=lines,
         summary=summary,
-        evaluations=_read_evaluations(folder, lines),
+        evaluations=_read_evaluations(folder, lines, notes),
         notes=notes,
     )
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[RunData]:
-    """Read several runs; runs of one name get their folders' names too. Raises ValueError for one named twice."""
+    """Read several runs; runs of one name get their folders' names too. Raises UserError for one named twice."""
     runs = [read_run(folder) for folder in folders]
     paths = [run.folder.resolve() for run in runs]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice:
-        raise ValueError(f"{twice} is named twice; name each run once")
+        raise UserError(f"{twice} is named twice; name each run once")
     names = [run.name for run in runs]
     return [replace(run, name=_with_folder(run)) if names.count(run.name) > 1 else run for run in runs]
 
@@ -174,7 +176,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
             lines.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(text):
-                raise ValueError(f"{path}:{number} is not JSON ({error.msg}); remove the line") from error
+                raise UserError(f"{path}:{number} is not JSON ({error.msg}); remove the line") from error
             notes.append("the last line of metrics.jsonl is cut and was left out")
     return lines
 
@@ -185,22 +187,32 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error.msg}); remove it to report the run without it") from error
+        raise UserError(f"{path} is not JSON ({error.msg}); remove it to report the run without it") from error
 
 
-def _read_evaluations(folder: Path, lines: list[dict[str, Any]]) -> list[Evaluation]:
-    """Before, during and after training, by step."""
-    found = {}
+def _read_evaluations(folder: Path, lines: list[dict[str, Any]], notes: list[str]) -> list[Evaluation]:
+    """Before, during and after training, by step, those of the newest problems and settings alone."""
+    found: dict[int, tuple[str | None, Evaluation]] = {}
+    newest = None  # of the settings that the evaluations name; none is named in files of older versions
     for line in lines:
         metrics = {key.removeprefix("eval/"): value for key, value in line.items() if key.startswith("eval/")}
         if metrics:
-            found[line["step"]] = Evaluation(line["step"], f"eval_step_{line['step']:06d}", metrics)
-    for name in ("eval_before", "eval_after"):
-        kept = _read_json(folder / f"{name}.json")
-        if kept:
-            metrics = {"num_problems": kept["num_problems"], **kept["metrics"]}
-            found[kept["step"]] = Evaluation(kept["step"], name, metrics)
-    return [found[step] for step in sorted(found)]
+            settings = metrics.pop("settings", None)
+            newest = settings or newest
+            found[line["step"]] = settings, Evaluation(line["step"], f"eval_step_{line['step']:06d}", metrics)
+    kept = {name: _read_json(folder / f"{name}.json") for name in ("eval_after", "eval_before")}
+    for name, content in kept.items():
+        if content:
+            settings = digest(content["settings"]) if "settings" in content else None
+            newest = settings or newest  # at last that of `before`, which a run makes anew before all others
+            metrics = {"num_problems": content["num_problems"], **content["metrics"]}
+            found[content["step"]] = settings, Evaluation(content["step"], name, metrics)
+    others = [step for step, (settings, _) in sorted(found.items()) if settings not in (newest, None)]
+    if others:
+        notes.append(
+            f"other problems or settings were evaluated at step {', '.join(map(str, others))}; that is left out"
+        )
+    return [evaluation for step, (_, evaluation) in sorted(found.items()) if step not in others]
 
 
 def _when(evaluation: Evaluation) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from score_openrlhf.errors import UserError
+
 MAX_TEXT_CHARS = 8000  # of one text in the page; the middle of a longer one is left out, and the text says so
 
 
@@ -38,14 +40,14 @@ def trajectory_files(folder: Path) -> list[TrajectoryFile]:
 
 
 def read_rows(path: Path, chosen: set[int] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a trajectories file, or those whose index is in `chosen`; raises ValueError for a broken line."""
+    """The rows of a trajectories file, or those whose index is in `chosen`; raises UserError for a broken line."""
     with path.open("rb") as file:
         for index, line in enumerate(file):
             if chosen is None or index in chosen:
                 try:
                     yield json.loads(line)
                 except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                    raise ValueError(
+                    raise UserError(
                         f"{path}:{index + 1} is not JSON ({error}); remove the line or the file"
                     ) from error
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from openrlhf.utils.agent import AgentExecutorBase
 from openrlhf.utils.logging_utils import init_logger
 
+from score_openrlhf.config.methods import GUIDANCE, SOLVER
 from score_openrlhf.rollout.prompts import GuidancePrompts, SolverPrompts
 from score_openrlhf.rollout.trajectory import Sample, Trajectory, request_seed
-from score_openrlhf.tasks.base import Problem, Task
-from score_openrlhf.tasks.pool import GradingPool
+from score_openrlhf.tasks.base import Grade, Problem, Task
+from score_openrlhf.tasks.pool import STATED_BEFORE, GradingPool
 
 logger = init_logger(__name__)
 
@@ -41,7 +42,8 @@ class SamplingPlan:
     mask_truncated_attempt: bool = False
     mask_truncated_guidance: bool = False
     seed_requests: bool = True
-    versions: tuple[int, int] = (0, 0)  # updates the solver's and the guidance model's engines hold
+    # policy -> updates that its engines hold
+    versions: Mapping[str, int] = field(default_factory=lambda: {"solver": 0, "guidance": 0})
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,42 @@ class PromptTooLong(ValueError):
     """No room is left for a single new token."""
 
 
-class LeakUndecided(RuntimeError):
-    """Whether a guidance states the answer could not be found out in time; its reward is not known."""
+class GraderFailed(RuntimeError):
+    """A grade, or whether a guidance leaks, could not be found out: the reward is not known, and a zero is not it."""
+
+    def __init__(self, what: str, status: str, detail: str):
+        super().__init__(f"{what} {status}: {detail}")
+        self.cause = f"{what} {status}"  # one of GRADER_FAILURES
+
+
+def _must_be_known(grade: Grade) -> None:
+    if grade.failed:
+        raise GraderFailed("grade", grade.status, grade.detail)
+
+
+def firsts(
+    problem: Problem, group: int, plan: SamplingPlan, given: Sequence[Sample] | None = None
+) -> list[Trajectory]:
+    """The beginnings of a problem's N attempts; `given` holds the base model's, which are not sampled again."""
+    return [
+        Trajectory(
+            problem, group, index, guidance_index=0,
+            attempt=given[index] if given else None, base_attempt=given is not None,
+        )
+        for index in range(plan.num_attempts)
+    ]  # fmt: skip
 
 
 def fork(first: Trajectory, num_guidances: int) -> list[Trajectory]:
     """The K trajectories that share the attempt of `first`."""
     return [replace(first, guidance_index=k, seconds=dict(first.seconds)) for k in range(num_guidances)]
+
+
+def _read(prompts: SolverPrompts | GuidancePrompts, sample: Sample) -> tuple[Sample, str]:
+    """The sample with its tokens of reasoning counted, and what of its text others are shown."""
+    num_tokens, answer = prompts.split_reasoning(sample.token_ids)
+    shown = sample.text if answer is None or not prompts.templates.strip_reasoning else answer
+    return (replace(sample, reasoning_tokens=num_tokens) if num_tokens else sample), shown
 
 
 class GuidedRevisionExecutor(AgentExecutorBase):
@@ -98,12 +129,15 @@ class GuidedRevisionExecutor(AgentExecutorBase):
         self.guidance_engines = guidance_engines or []
 
     async def attempt(self, engine: Any, trajectory: Trajectory, plan: SamplingPlan) -> None:
-        """Turn 1: fills `prompt_ids`, `attempt` and `grade_t1`."""
+        """Turn 1: fills `prompt_ids`, `attempt` (unless the base model's is given) and `grade_t1`."""
         trajectory.prompt_ids = self.solver_prompts.attempt_ids(trajectory.problem.text)
-        trajectory.attempt = await engine.sample(
-            self._request(plan, "attempt", trajectory, trajectory.prompt_ids, plan.attempt_max_tokens)
-        )
+        if trajectory.attempt is None:
+            trajectory.attempt = await engine.sample(
+                self._request(plan, "attempt", trajectory, trajectory.prompt_ids, plan.attempt_max_tokens)
+            )
+        trajectory.attempt, _ = _read(self.solver_prompts, trajectory.attempt)
         trajectory.grade_t1 = await self._grade(trajectory.attempt, trajectory)
+        _must_be_known(trajectory.grade_t1)
         if trajectory.attempt.truncated and plan.mask_truncated_attempt:
             trajectory.masked = "truncated_attempt"
 
@@ -112,17 +146,20 @@ class GuidedRevisionExecutor(AgentExecutorBase):
         assert trajectory.attempt is not None
         if self.guidance_prompts is None:
             return
-        problem, attempt = trajectory.problem, trajectory.attempt.text
+        problem, (_, attempt) = trajectory.problem, _read(self.solver_prompts, trajectory.attempt)
         trajectory.guidance_prompt_ids = self.guidance_prompts.guidance_ids(problem.text, attempt)
-        request = self._request(plan, "guidance", trajectory, trajectory.guidance_prompt_ids, plan.guidance_max_tokens)
+        request = self._request(
+            plan, "guidance", trajectory, trajectory.guidance_prompt_ids, plan.guidance_max_tokens, GUIDANCE
+        )
         # The K guidances of one attempt go to one engine, whose prefix cache then holds their prompt.
-        engine = self.guidance_engines[request_seed(*trajectory.state) % len(self.guidance_engines)]
-        trajectory.guidance = await engine.sample(request)
-        guidance = trajectory.guidance.text
+        engine = self.guidance_engines[request_seed(*trajectory.attempt_key) % len(self.guidance_engines)]
+        sampled, guidance = _read(self.guidance_prompts, await engine.sample(request))
+        # What it thinks is sampled and trained, and no part of what it says.
+        trajectory.guidance = replace(sampled, text=guidance)
         leak, status = await self.grader.astates_answer(guidance, problem.text, attempt, problem.answer)
-        if status != "ok":
-            raise LeakUndecided(f"leak detection of guidance {guidance!r}: {status}")
-        trajectory.leak = float(leak)
+        if status not in ("ok", STATED_BEFORE):
+            raise GraderFailed("leak", status, f"guidance {guidance!r}")
+        trajectory.leak, trajectory.leak_unjudged = float(leak), status == STATED_BEFORE
         trajectory.hint_metrics = self.task.describe_guidance(problem, attempt, guidance)
         if trajectory.guidance.truncated and plan.mask_truncated_guidance:
             trajectory.masked = "truncated_guidance"
@@ -136,7 +173,9 @@ class GuidedRevisionExecutor(AgentExecutorBase):
         trajectory.revision = await engine.sample(
             self._request(plan, "revision", trajectory, context, plan.revision_max_tokens)
         )
+        trajectory.revision, _ = _read(self.solver_prompts, trajectory.revision)
         trajectory.grade_t2 = await self._grade(trajectory.revision, trajectory)
+        _must_be_known(trajectory.grade_t2)
         answers = (self.task.stated_answer(sample.text) for sample in (trajectory.attempt, trajectory.revision))
         trajectory.changed_answer = len(set(answers)) == 2
 
@@ -150,12 +189,15 @@ class GuidedRevisionExecutor(AgentExecutorBase):
         llm_engine,
         images=None,
     ) -> list[Trajectory]:
-        """The K trajectories of one attempt at problem `prompt`, graded; failures are marked, not raised.
-
-        `label` is the trajectory's place: which of the step's problems, and which attempt at it.
-        """
-        plan, engine = sampling_params, llm_engine
+        """OpenRLHF's entry to `walk`: `label` is which of the step's problems, and which attempt at it."""
         first = Trajectory(problem=prompt, group=label[0], attempt_index=label[1], guidance_index=0)
+        return await self.walk(llm_engine, first, sampling_params)
+
+    async def walk(self, engine: Any, first: Trajectory, plan: SamplingPlan) -> list[Trajectory]:
+        """The K trajectories of one attempt, graded; failures are marked, not raised.
+
+        `first` names the problem and its place, and holds the attempt where the base model's is given.
+        """
         await self._guarded("attempt", first, self.attempt(engine, first, plan))
         trajectories = fork(first, plan.num_guidances)
         if first.usable_so_far:
@@ -188,7 +230,8 @@ class GuidedRevisionExecutor(AgentExecutorBase):
         try:
             await work
         except Exception as error:
-            trajectory.failure = f"{phase}: {type(error).__name__}"
+            cause = error.cause if isinstance(error, GraderFailed) else type(error).__name__
+            trajectory.failure = f"{phase}: {cause}"
             logger.warning("problem %s: %s failed: %s", trajectory.problem.id, phase, error)
         finally:
             grading = trajectory.seconds.get("grade", 0.0) - graded
@@ -201,7 +244,13 @@ class GuidedRevisionExecutor(AgentExecutorBase):
         return grade
 
     def _request(
-        self, plan: SamplingPlan, role: str, trajectory: Trajectory, prompt_ids: list[int], budget: int
+        self,
+        plan: SamplingPlan,
+        role: str,
+        trajectory: Trajectory,
+        prompt_ids: list[int],
+        budget: int,
+        model: str = SOLVER,
     ) -> SampleRequest:
         room = plan.max_len - len(prompt_ids)
         if room < 1:
@@ -209,20 +258,19 @@ class GuidedRevisionExecutor(AgentExecutorBase):
                 f"the {role}'s prompt has {len(prompt_ids)} tokens and data.max_len is {plan.max_len}; "
                 "raise data.max_len or lower the token budgets"
             )
-        is_guidance = role == "guidance"
-        prompts = self.guidance_prompts if is_guidance else self.solver_prompts
+        prompts = {SOLVER: self.solver_prompts, GUIDANCE: self.guidance_prompts}[model]
         assert prompts is not None
         end = prompts.end_of_turn_id
         seed = None
         if plan.seed_requests:
             # the K trajectories of an attempt share its one draw; guidances and revisions are numbered
             draw = 0 if role == "attempt" else trajectory.guidance_index
-            seed = request_seed(plan.seed, plan.purpose, plan.step, *trajectory.state, role, draw)
+            seed = request_seed(plan.seed, plan.purpose, plan.step, *trajectory.attempt_key, role, draw)
         return SampleRequest(
             prompt_ids=prompt_ids,
             max_tokens=min(budget, room),
-            temperature=plan.guidance_temperature if is_guidance else plan.temperature,
+            temperature={SOLVER: plan.temperature, GUIDANCE: plan.guidance_temperature}[model],
             seed=seed,
             stop_token_ids=(end,) if end is not None else (),
-            version=plan.versions[is_guidance],
+            version=plan.versions[model],
         )

@@ -10,13 +10,23 @@ from typing import Any
 
 import ray
 
-from score_openrlhf.rollout.executor import SamplingPlan, fork
-from score_openrlhf.rollout.trajectory import Trajectory
+from score_openrlhf.config.methods import GUIDANCE
+from score_openrlhf.errors import RunError
+from score_openrlhf.rollout.executor import SamplingPlan, firsts, fork
+from score_openrlhf.rollout.trajectory import Sample, Trajectory
 from score_openrlhf.tasks.base import Problem
 
+# for each problem the N attempts of the base model, or None where the solver makes its own
+Given = Sequence[list[Sample] | None] | None
+Awake = Callable[..., AbstractContextManager]  # of names of models: their engines are awake in the block
 
-class TooManyFailures(RuntimeError):
+
+class TooManyFailures(RunError):
     """More trajectories failed in one collection than the configuration allows."""
+
+
+class TooManyErrors(TooManyFailures):
+    """The grader failed on more of a collection than the configuration allows."""
 
 
 class ProblemOrder:
@@ -53,12 +63,16 @@ def collect(
     problems: Sequence[Problem],
     plan: SamplingPlan,
     *,
+    given: Given = None,
     max_failed_fraction: float,
+    max_error_fraction: float = 1.0,
 ) -> list[Trajectory]:
     """The `len(problems) x N x K` trajectories of one step, in the order of `problems`.
 
-    Each engine is given the next problem when it has finished one, so slow problems do not hold up the others. Raises
-    TooManyFailures naming the causes when more than `max_failed_fraction` of the trajectories failed.
+    `given` holds the N attempts of the base model for each problem that has them. Each engine is given the next
+    problem when it has finished one, so slow problems do not hold up the others. Raises TooManyFailures naming the
+    causes when more than `max_failed_fraction` of the trajectories failed, TooManyErrors when the grader failed on
+    more than `max_error_fraction` of them.
     """
     # Twice what an engine can batch would only queue inside it; the problems in flight are bounded per engine.
     in_flight_limit = 512
@@ -72,7 +86,8 @@ def collect(
         while waiting and load and load[0][0] < in_flight_limit:
             count, engine = heapq.heappop(load)
             position = waiting.pop()
-            pending[engines[engine].run_problem.remote(problems[position], position, plan)] = (position, engine)
+            own = given[position] if given else None
+            pending[engines[engine].run_problem.remote(problems[position], position, plan, own)] = (position, engine)
             heapq.heappush(load, (count + 1, engine))
 
     dispatch()
@@ -85,7 +100,7 @@ def collect(
             heapq.heapify(load)
         dispatch()
     trajectories = [t for group in results for t in group or []]
-    check_failures(trajectories, max_failed_fraction)
+    check_failures(trajectories, max_failed_fraction, max_error_fraction)
     return trajectories
 
 
@@ -94,30 +109,66 @@ def collect_phased(
     problems: Sequence[Problem],
     plan: SamplingPlan,
     *,
+    given: Given = None,
     guided: bool,
-    awake: Callable[[str], AbstractContextManager],
+    awake: Awake,
     max_failed_fraction: float,
+    max_error_fraction: float = 1.0,
 ) -> list[Trajectory]:
     """As `collect`, in phases: all attempts, all guidances, all revisions, one model's engines awake at a time.
 
     `awake("solver")` or `awake("guidance")` keeps those engines awake for the block. The same requests with the same
     seeds as in `collect`, so the same trajectories. Raises TooManyFailures as `collect` does.
     """
-    firsts = [
-        Trajectory(problem=problem, group=group, attempt_index=index, guidance_index=0)
-        for group, problem in enumerate(problems)
-        for index in range(plan.num_attempts)
-    ]
     with awake("solver"):
-        firsts = _spread(engines, "attempt", firsts, plan)
-    trajectories = [t for first in firsts for t in fork(first, plan.num_guidances)]
+        attempts = collect_attempts(engines, problems, plan, given=given)
+    trajectories = [t for first in attempts for t in fork(first, plan.num_guidances)]
     if guided:
         with awake("guidance"):
             trajectories = _spread(engines, "guide", trajectories, plan)
     with awake("solver"):
         trajectories = _spread(engines, "revise", trajectories, plan)
-    check_failures(trajectories, max_failed_fraction)
+    check_failures(trajectories, max_failed_fraction, max_error_fraction)
     return trajectories
+
+
+def pipelined(
+    engines: Sequence[Any],
+    problems: Sequence[Problem],
+    plan: SamplingPlan,
+    *,
+    models: Sequence[str],
+    awake: Awake,
+    **options: Any,
+) -> list[Trajectory]:
+    """`collect`, with the engines of all `models` awake."""
+    with awake(*models):
+        return collect(engines, problems, plan, **options)
+
+
+def phased(
+    engines: Sequence[Any],
+    problems: Sequence[Problem],
+    plan: SamplingPlan,
+    *,
+    models: Sequence[str],
+    awake: Awake,
+    **options: Any,
+) -> list[Trajectory]:
+    """`collect_phased`, with one of `models` awake at a time."""
+    return collect_phased(engines, problems, plan, guided=GUIDANCE in models, awake=awake, **options)
+
+
+def collect_attempts(
+    engines: Sequence[Any], problems: Sequence[Problem], plan: SamplingPlan, *, given: Given = None
+) -> list[Trajectory]:
+    """Turn 1 alone: the `len(problems) x N` attempts, sampled and graded; failures are marked."""
+    begun = [
+        first
+        for group, problem in enumerate(problems)
+        for first in firsts(problem, group, plan, given[group] if given else None)
+    ]
+    return _spread(engines, "attempt", begun, plan)
 
 
 def _spread(
@@ -130,13 +181,34 @@ def _spread(
     return sorted(done, key=lambda t: (t.group, t.attempt_index, t.guidance_index))
 
 
-def check_failures(trajectories: Sequence[Trajectory], max_failed_fraction: float) -> None:
-    """Raises TooManyFailures, naming the causes, when more than this part of the trajectories failed."""
-    failures = Counter(t.failure for t in trajectories if t.failure)
-    failed = sum(failures.values())
+def check_failures(
+    trajectories: Sequence[Trajectory], max_failed_fraction: float, max_error_fraction: float = 1.0, where: str = ""
+) -> None:
+    """Raises TooManyFailures, naming the causes, when more than this part of the trajectories failed.
+
+    Those that the grader failed on are counted apart, against `max_error_fraction` (TooManyErrors). `where` says which
+    trajectories they are, where a run has several kinds.
+    """
+    failures = Counter(t.failure for t in trajectories if t.failure and not t.ungraded)
+    failed = failures.total()
     if failed > max_failed_fraction * len(trajectories):
-        causes = ", ".join(f"{cause} ({count})" for cause, count in failures.most_common())
         raise TooManyFailures(
-            f"{failed} of {len(trajectories)} trajectories failed, more than rollout.max_failed_fraction="
-            f"{max_failed_fraction}: {causes}. The engines' log names the problems."
+            f"{failed} of {len(trajectories)} trajectories failed{where}, more than rollout.max_failed_fraction="
+            f"{max_failed_fraction}: {_listed(failures)}. The engines' log names the problems."
         )
+    lost = [t for t in trajectories if t.ungraded]
+    if len(lost) > max_error_fraction * len(trajectories):
+        causes = Counter(t.grading_failure for t in lost)
+        details = {
+            g.detail: t for t in reversed(lost) for g in (t.grade_t1, t.grade_t2) if g and g.failed and g.detail
+        }
+        example = next((f" First, problem {t.problem.id}: {text}." for text, t in reversed(details.items())), "")
+        raise TooManyErrors(
+            f"the grader failed on {len(lost)} of {len(trajectories)} trajectories{where}, more than "
+            f"task.max_error_fraction={max_error_fraction}: {_listed(causes)}.{example} Mend the grader "
+            "(task.reward_func, task.name), give it more time (task.grade_timeout_seconds), or leave out the problems."
+        )
+
+
+def _listed(causes: Counter) -> str:
+    return ", ".join(f"{cause} ({count})" for cause, count in causes.most_common())

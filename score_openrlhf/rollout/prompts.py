@@ -7,78 +7,75 @@ that nothing in it becomes a special token: a guidance that says `<|im_end|>` do
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
+from score_openrlhf.rollout.chat import Chat, ChatTemplateError, Dialogue, Prompting
+from score_openrlhf.rollout.encoding import encode_template, encode_text, special_ids
 from score_openrlhf.tasks.base import Templates, fill
 
-# Stand for message contents while the chat template is rendered; plain letters, so that no template rewrites them.
-MARKERS = ("ZQXJCONTENTAZQXJ", "ZQXJCONTENTBZQXJ", "ZQXJCONTENTCZQXJ")
+__all__ = ["ChatTemplateError", "GuidancePrompts", "SolverPrompts", "encode_text"]
 
 
-class ChatTemplateError(ValueError):
-    """The tokenizer's chat template cannot carry a second turn that extends the first."""
+class _Prompts:
+    """What both models' prompts have in common: the first user turn, how an answer ends, where reasoning does."""
+
+    def __init__(self, tokenizer: Any, templates: Templates, chat: Chat, system: str | None):
+        self.tokenizer = tokenizer
+        self.templates = Prompting.of(templates)
+        self._dialogue = Dialogue(tokenizer, chat, system)
+        before, after = self._dialogue.first_turn()
+        self._before, self._before_space = _without_last_space(before)
+        self._before_ids = encode_template(tokenizer, self._before, first=True)
+        self._after_ids = encode_template(tokenizer, after)
+        self._reasoning = self._dialogue.reasoning
+        self._begins_reasoning = self._reasoning is not None and after.rstrip().endswith(self._reasoning[0])
+
+    def _first_turn_ids(self, content: str) -> list[int]:
+        text = self._before_space + self._dialogue.system_in_user_turn + content
+        return self._before_ids + encode_text(self.tokenizer, text) + self._after_ids
+
+    def split_reasoning(self, token_ids: Sequence[int]) -> tuple[int, str | None]:
+        """(number of tokens spent on reasoning, text of the answer after it) of what the model sampled.
+
+        (0, None) where there is no reasoning in it; an answer cut before its reasoning came to an end is empty.
+        """
+        if self._reasoning is None:
+            return 0, None
+        opening, closing = self._reasoning
+
+        def count(length: int) -> int:
+            return self.tokenizer.decode(token_ids[:length], skip_special_tokens=False).count(closing)
+
+        if total := count(len(token_ids)):
+            end = bisect_left(range(len(token_ids) + 1), total, key=count)
+            return end, self.tokenizer.decode(token_ids[end:], skip_special_tokens=True).lstrip()
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=False)
+        return (len(token_ids), "") if self._begins_reasoning or opening in text else (0, None)
 
 
-def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Ids of `text` in which no special token can appear, whatever the text says."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-
-def encode_template(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a piece of the rendered chat template, special tokens included."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]], name: str) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise ChatTemplateError(
-            f"the {name}'s tokenizer ({tokenizer.name_or_path}) has no chat template; "
-            "save one with the tokenizer (tokenizer.chat_template = ...; tokenizer.save_pretrained(...))"
-        )
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def _messages(system: str | None, *contents: str) -> list[dict[str, str]]:
-    roles = ("user", "assistant", "user")
-    head = [{"role": "system", "content": system}] if system else []
-    return head + [{"role": role, "content": content} for role, content in zip(roles, contents)]
-
-
-class SolverPrompts:
+class SolverPrompts(_Prompts):
     """The solver's contexts: `attempt_ids` for turn 1 and `bridge_ids` for what stands between the two answers."""
 
-    def __init__(self, tokenizer: Any, templates: Templates):
-        """Raises ChatTemplateError, showing both texts, if turn 2's text does not extend turn 1's."""
-        self.tokenizer = tokenizer
-        self.templates = templates
-        problem, attempt, instruction = MARKERS
-        turn1 = _render(tokenizer, _messages(templates.system, problem), "solver")
-        turn2 = _render(tokenizer, _messages(templates.system, problem, attempt, instruction), "solver")
-        if not turn2.startswith(turn1 + attempt) or turn2.count(problem) != 1 or turn2.count(instruction) != 1:
-            raise ChatTemplateError(
-                "the solver's chat template does not extend turn 1 when turn 2 is added; turn 2 must begin with turn "
-                f"1's text followed by the attempt.\nturn 1: {turn1!r}\nturn 2: {turn2!r}\n"
-                "Use a chat template that renders earlier turns unchanged (some drop reasoning or add dates)."
-            )
-        self._before_problem, self._after_problem = turn1.split(problem)
-        between, after = turn2[len(turn1) + len(attempt) :].split(instruction)
+    def __init__(self, tokenizer: Any, templates: Templates, chat: Chat | None = None):
+        """`chat` is the solver's unless it is given. Raises ChatTemplateError if no turn 2 can follow turn 1."""
+        super().__init__(tokenizer, templates, chat or Prompting.of(templates).solver_chat, templates.system)
+        pieces = self._dialogue.pieces()
+        between, self._between_space = _without_last_space(pieces.between)
         self._between_ids = encode_template(tokenizer, between)
-        self._after_ids = encode_template(tokenizer, after)
+        self._after_second_ids = encode_template(tokenizer, pieces.after_second)
+        self._end = _end_of_turn(tokenizer, self._between_ids)
+        self.differs = pieces.differs
 
     @property
     def end_of_turn_id(self) -> int | None:
         """The special token the chat template closes an answer with, if it does: sampling must stop there."""
-        first = self._between_ids[0] if self._between_ids else None
-        return first if first in set(self.tokenizer.all_special_ids) else None
+        return None if self._end is None else self._between_ids[self._end]
 
     def attempt_ids(self, problem: str) -> list[int]:
         """Ids of turn 1's prompt."""
-        content = fill(self.templates.attempt, problem=problem)
-        return (
-            encode_template(self.tokenizer, self._before_problem)
-            + encode_text(self.tokenizer, content)
-            + encode_template(self.tokenizer, self._after_problem)
-        )
+        return self._first_turn_ids(fill(self.templates.attempt, problem=problem))
 
     def bridge_ids(self, attempt_ids: list[int], guidance: str | None) -> list[int]:
         """Ids between attempt and revision: the turn's end if it was not sampled, and the turn-2 instruction.
@@ -90,34 +87,39 @@ class SolverPrompts:
         else:
             instruction = fill(self.templates.revision, guidance=guidance)
         between = self._between_ids
-        if attempt_ids and between and attempt_ids[-1] == between[0]:
-            between = between[1:]  # the end token was sampled: it is an action and stands there already
-        return between + encode_text(self.tokenizer, instruction) + self._after_ids
+        if (
+            self._end is not None
+            and attempt_ids
+            and attempt_ids[-1] in (self.end_of_turn_id, self.tokenizer.eos_token_id)
+        ):
+            between = between[self._end + 1 :]  # an end was sampled: it is an action and stands there already
+        text = encode_text(self.tokenizer, self._between_space + instruction)
+        return between + text + self._after_second_ids
 
 
-class GuidancePrompts:
+class GuidancePrompts(_Prompts):
     """The guidance model's context: `guidance_ids(problem, attempt)`."""
 
     def __init__(self, tokenizer: Any, templates: Templates):
-        self.tokenizer = tokenizer
-        self.templates = templates
-        content = MARKERS[0]
-        rendered = _render(tokenizer, _messages(templates.guidance_system, content), "guidance model")
-        if rendered.count(content) != 1:
-            raise ChatTemplateError(
-                f"the guidance model's chat template does not carry the message once as it is: {rendered!r}"
-            )
-        before, after = rendered.split(content)
-        self._before_ids = encode_template(tokenizer, before)
-        self._after_ids = encode_template(tokenizer, after)
-        answer = MARKERS[1]
-        closed = _render(tokenizer, _messages(templates.guidance_system, content, answer, content), "guidance model")
-        end = (
-            encode_template(tokenizer, closed.split(answer)[1].split(content)[0]) if closed.count(answer) == 1 else []
-        )
-        self.end_of_turn_id: int | None = end[0] if end and end[0] in set(tokenizer.all_special_ids) else None
+        """Raises ChatTemplateError if the chat template does not carry the message."""
+        chat = Prompting.of(templates).guidance_chat
+        super().__init__(tokenizer, templates, chat, templates.guidance_system)
+        ids = encode_template(tokenizer, self._dialogue.ends())
+        end = _end_of_turn(tokenizer, ids)
+        self.end_of_turn_id: int | None = None if end is None else ids[end]
 
     def guidance_ids(self, problem: str, attempt: str) -> list[int]:
         """Ids of the prompt that shows problem and attempt and asks for a hint."""
-        content = fill(self.templates.guidance, problem=problem, attempt=attempt)
-        return self._before_ids + encode_text(self.tokenizer, content) + self._after_ids
+        return self._first_turn_ids(fill(self.templates.guidance, problem=problem, attempt=attempt))
+
+
+def _without_last_space(text: str) -> tuple[str, str]:
+    """A piece without the space at its end, and that space: most tokenizers have it in the next word's first token."""
+    return (text[:-1], " ") if text.endswith(" ") and not text[:-1].endswith(" ") else (text, "")
+
+
+def _end_of_turn(tokenizer: Any, between: Sequence[int]) -> int | None:
+    """Where the token that ends an answer stands in what follows it: first, or after blanks; None if none does."""
+    special = special_ids(tokenizer)
+    place = next((n for n, number in enumerate(between) if number in special), None)
+    return place if place is not None and not tokenizer.decode(list(between[:place])).strip() else None

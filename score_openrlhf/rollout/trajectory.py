@@ -8,6 +8,8 @@ from typing import Any
 
 from score_openrlhf.tasks.base import Grade, Problem
 
+GRADER_FAILURES = ("grade timeout", "grade error", "leak timeout", "leak error")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -18,6 +20,7 @@ class Sample:
     text: str  # decoded, special tokens left out
     truncated: bool  # cut at its token budget
     version: int  # updates the policy had seen when it sampled this
+    reasoning_tokens: int = 0  # of token_ids, those of its reasoning, which comes before what it answers
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Trajectory:
     guidance_index: int  # which of the K guidances of the attempt
     prompt_ids: list[int] = field(default_factory=list)  # turn 1's prompt
     attempt: Sample | None = None  # y1
+    base_attempt: bool = False  # y1 is the base model's, sampled before training: context of turn 2, no action
     guidance_prompt_ids: list[int] = field(default_factory=list)
     guidance: Sample | None = None  # g; None for method score
     bridge_ids: list[int] = field(default_factory=list)  # context between y1 and y2, the guidance in it
@@ -41,6 +45,7 @@ class Trajectory:
     grade_t2: Grade | None = None
     changed_answer: bool = False  # whether revision and attempt state different answers
     leak: float = 0.0  # 1.0 if the guidance states the answer
+    leak_unjudged: bool = False  # it states the answer and so did problem or attempt: a leak or not, nobody can tell
     hint_metrics: dict[str, float] = field(default_factory=dict)  # where the task knows the error
     seconds: dict[str, float] = field(default_factory=dict)  # wall time of attempt, guide, revise and grade
     failure: str | None = None  # "phase: cause" of what went wrong; the row is masked and counted
@@ -65,8 +70,19 @@ class Trajectory:
         return self.failure is None and self.masked is None
 
     @property
-    def state(self) -> tuple[int, int]:
-        """Identity of `(x, y1)` within a step: trajectories with the same state share their attempt."""
+    def grading_failure(self) -> str:
+        """Which of GRADER_FAILURES is why the trajectory's rewards are not known; "" if the grader did not fail."""
+        cause = (self.failure or "").partition(": ")[2]
+        return cause if cause in GRADER_FAILURES else ""
+
+    @property
+    def ungraded(self) -> bool:
+        """Whether a grade or the leak check is missing: the row is masked, for a zero is not the missing reward."""
+        return bool(self.grading_failure)
+
+    @property
+    def attempt_key(self) -> tuple[int, int]:
+        """Identity of `(x, y1)` within a step: trajectories with the same key share their attempt."""
         return (self.group, self.attempt_index)
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +96,7 @@ class Trajectory:
                 "token_ids": s.token_ids,
                 "log_prob_sum": sum(s.log_probs),
                 "truncated": s.truncated,
+                "reasoning_tokens": s.reasoning_tokens,
                 "policy_version": s.version,
             }
 
@@ -95,6 +112,7 @@ class Trajectory:
             "answer": self.problem.answer,
             "prompt_ids": self.prompt_ids,
             "attempt": sample(self.attempt),
+            "base_attempt": self.base_attempt,
             "guidance_prompt_ids": self.guidance_prompt_ids,
             "guidance": sample(self.guidance),
             "bridge_ids": self.bridge_ids,
@@ -105,6 +123,7 @@ class Trajectory:
             "grade_t2": grade(self.grade_t2),
             "changed_answer": self.changed_answer,
             "leak": self.leak,
+            "leak_unjudged": self.leak_unjudged,
             "hint_metrics": self.hint_metrics,
             "failure": self.failure,
             "masked": self.masked,

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any, Literal
 
+from score_openrlhf.errors import UserError
 from score_openrlhf.tasks import leak
+from score_openrlhf.tasks.columns import RowRules
 
 GradeStatus = Literal["right", "wrong", "unparsable", "timeout", "error"]
 GRADE_STATUSES: tuple[GradeStatus, ...] = ("right", "wrong", "unparsable", "timeout", "error")
+
+# repeats: it also writes down the problem's own expression; several: more than one answer stands in the text;
+# unit: right by a conversion; tolerance: right as a rounded decimal
+GRADE_NOTES = ("repeats", "several", "unit", "tolerance")
 
 NO_ERROR = "none"  # what `Task.error_of` says of a right attempt
 
@@ -42,6 +49,12 @@ class Grade:
     status: GradeStatus
     detail: str = ""
     score: float | None = None  # a reward in [0, 1] where the grader gives one; None: follows from the status
+    notes: tuple[str, ...] = ()  # what a right answer owes its verdict to, of GRADE_NOTES: what a reward hack leans on
+
+    @property
+    def failed(self) -> bool:
+        """Whether the grader failed: the answer is neither right nor wrong, and its reward is not known."""
+        return self.status in ("timeout", "error")
 
     @property
     def correct(self) -> bool:
@@ -86,29 +99,62 @@ class Task(ABC):
 
     name: str
     templates: Templates
+    rows: RowRules = RowRules()  # `data.format`, `data.on_bad_row`, `data.list_answers`
+    unevaluated: str = "wrong"  # `task.unevaluated`: whether 18 - 13 is an answer to what is 5
 
     def load(
         self, source: str, *, split: str, problem_key: str, answer_key: str, limit: int | None = None
     ) -> list[Problem]:
-        """The problems of `source` (.jsonl, .json, .parquet or a hub name), at most `limit`; ValueError if bad."""
+        """The problems of `source` (.jsonl, .json, .parquet or a hub name), at most `limit`; UserError if bad."""
         from score_openrlhf.tasks.loading import load_problems  # not at the top: loading needs this module's Problem
 
-        return load_problems(source, split=split, problem_key=problem_key, answer_key=answer_key, limit=limit)
+        return load_problems(
+            source,
+            split=split,
+            problem_key=problem_key,
+            answer_key=answer_key,
+            limit=limit,
+            rules=self.rows,
+        )
 
     @abstractmethod
     def grade(self, text: str, answer: str) -> Grade:
-        """The verdict on a model's `text` against the gold `answer`; runs in a grading process, under its deadline."""
+        """The verdict on a model's `text` against the gold `answer`; runs in a grading process, under its deadline.
+
+        A task may take the problem's text too, as a third argument called `problem`.
+        """
+
+    def grade_for(self, problem: str, text: str, answer: str) -> Grade:
+        """`grade`, with the problem's text if this task's `grade` takes it."""
+        if "problem" in inspect.signature(self.grade).parameters:
+            return self.grade(text, answer, problem=problem)  # type: ignore[call-arg]
+        return self.grade(text, answer)
 
     def equals(self, expression: str, answer: str) -> bool:
         """Whether one expression by itself, `3/4` say, is the gold `answer`; by default whether it grades right."""
         return self.grade(expression, answer).correct
+
+    def states(self, expression: str, answer: str) -> bool:
+        """Whether one expression of the problem or attempt states the answer: as `equals`, worked out."""
+        return self.equals(expression, answer)
+
+    def gold_fault(self, answer: str, problem: str = "") -> str | None:
+        """Why nothing can be graded against this gold answer, such as "'proof' stands for ..."; None if it can."""
+        return None
 
     def states_answer(self, guidance: str, problem: str, attempt: str, answer: str) -> bool:
         """Whether the guidance leaks: an expression in it equals gold `answer`, and none in problem or attempt does.
 
         Runs in a grading process.
         """
-        return leak.states_answer(guidance, problem, attempt, answer, lambda text: self.equals(text, answer))
+        return leak.states_answer(
+            guidance,
+            problem,
+            attempt,
+            answer,
+            lambda text: self.equals(text, answer),
+            lambda text: self.states(text, answer),
+        )
 
     def stated_answer(self, text: str) -> str:
         """What `text` gives as its answer, to tell whether two texts answer alike; cheap; here all of the text."""
@@ -135,7 +181,7 @@ def fill(template: str, **fields: str) -> str:
 def check_template(
     template: str, required_fields: Collection[str], allowed_fields: Collection[str], *, name: str = "template"
 ) -> None:
-    """Raises ValueError if `template` lacks a required field or has an unknown one; names it and the nearest.
+    """Raises UserError if `template` lacks a required field or has an unknown one; names it and the nearest.
 
     `{name}` straight after a LaTeX command or argument, as in `\\boxed{answer}`, is text unless it is allowed.
     """
@@ -148,8 +194,8 @@ def check_template(
             near = difflib.get_close_matches(field, allowed_fields, n=1, cutoff=0.5)
             known = ", ".join(f"{{{known}}}" for known in allowed_fields) or "no field at all"
             hint = f"did you mean {{{near[0]}}}? " if near else ""
-            raise ValueError(f"{name}: unknown field {{{field}}}; {hint}it may have {known}")
+            raise UserError(f"{name}: unknown field {{{field}}}; {hint}it may have {known}")
     missing = [field for field in required_fields if field not in found]
     if missing:
         listed = ", ".join(f"{{{field}}}" for field in missing)
-        raise ValueError(f"{name}: the field {listed} is missing; the text is put there, so add it to {template!r}")
+        raise UserError(f"{name}: the field {listed} is missing; the text is put there, so add it to {template!r}")

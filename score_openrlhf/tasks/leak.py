@@ -21,11 +21,39 @@ MIN_LITERAL_CHARS = 3  # a shorter gold text, `x` or `A`, is in almost any sente
 Span = tuple[int, int]
 
 
-def states_answer(guidance: str, problem: str, attempt: str, answer: str, is_answer: Callable[[str], bool]) -> bool:
-    """Whether some expression in `guidance` is the answer and none in `problem` or `attempt` is."""
-    if not any(answer_spans(guidance, answer, is_answer)):
+def states_answer(
+    guidance: str,
+    problem: str,
+    attempt: str,
+    answer: str,
+    is_answer: Callable[[str], bool],
+    is_stated: Callable[[str], bool] | None = None,
+) -> bool:
+    """Whether some expression in `guidance` is the answer and none in `problem` or `attempt` states it.
+
+    `is_stated` is the stricter test for problem and attempt: the `18 - 13` of "What is $18 - 13$?" is worth the answer
+    and does not state it. For the same reason an expression that the guidance copies from there is none of its own.
+    """
+    known = _compact(problem) + " " + _compact(attempt)
+    own = _Own(is_answer, is_stated or is_answer, known)
+    if not any(answer_spans(guidance, answer, own)):
         return False
-    return not any(answer_spans(problem, answer, is_answer)) and not any(answer_spans(attempt, answer, is_answer))
+    is_stated = is_stated or is_answer
+    return not any(answer_spans(problem, answer, is_stated)) and not any(answer_spans(attempt, answer, is_stated))
+
+
+class _Own:
+    """Whether an expression is the answer, and if it has to be worked out, is not copied from what is known."""
+
+    def __init__(self, is_answer: Callable[[str], bool], is_stated: Callable[[str], bool], known: str) -> None:
+        self.is_answer, self.is_stated, self.known = is_answer, is_stated, known
+
+    def __call__(self, expression: str) -> bool:
+        return self.is_answer(expression) and (_compact(expression) not in self.known or self.is_stated(expression))
+
+
+def _compact(text: str) -> str:
+    return re.sub(r"[\s$]", "", text)
 
 
 def answer_spans(text: str, answer: str, is_answer: Callable[[str], bool]) -> Iterator[Span]:
@@ -79,7 +107,9 @@ def _in_prose(text: str, start: int, end: int) -> Iterator[tuple[int, int, str]]
             return
         start = command.end()
         for _ in range(2 if command.group().endswith("frac") else 1):
-            argument = read_argument(text, OPTIONAL_ARGUMENT.match(text, start).end(), end)
+            optional = OPTIONAL_ARGUMENT.match(text, start)
+            assert optional is not None  # it may be empty
+            argument = read_argument(text, optional.end(), end)
             if argument is None:
                 break
             content, start = argument

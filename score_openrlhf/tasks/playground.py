@@ -15,7 +15,9 @@ import os
 import random
 import re
 from pathlib import Path
+from typing import Any
 
+from score_openrlhf.errors import UserError
 from score_openrlhf.tasks.base import NO_ERROR, Grade, Problem, Task, Templates
 
 COLUMNS = ("hundreds", "tens", "ones")  # in the order in which a number is written
@@ -50,11 +52,11 @@ class PlaygroundTask(Task):
     def grade(self, text: str, answer: str) -> Grade:
         """Right if `text` is the three digits of `answer`; unparsable if it is anything but three digits.
 
-        Raises ValueError if the gold `answer` itself is not three digits.
+        Raises UserError if the gold `answer` itself is not three digits.
         """
         gold = digits_of(answer)
         if gold is None:
-            raise ValueError(f"gold answer {answer!r} is not three digits; a playground answer reads '8 6 8'")
+            raise UserError(f"gold answer {answer!r} is not three digits; a playground answer reads '8 6 8'")
         given = digits_of(text)
         if given is None:
             return Grade("unparsable")
@@ -96,7 +98,7 @@ class PlaygroundTask(Task):
 def digits_of(text: str) -> tuple[int, int, int] | None:
     """The three digits that `text` consists of (hundreds, tens, ones), or None if it is of another form."""
     match = THREE_DIGITS.fullmatch(text)
-    return tuple(int(digit) for digit in match.groups()) if match else None
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 def spaced(number: int) -> str:
@@ -123,13 +125,14 @@ def in_test(a: int, b: int) -> bool:
 def operands(split: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """All `(a, b)` of a split that carry nowhere: those with exactly one misremembered column, and those with none.
 
-    Raises ValueError for an unknown split.
+    Raises UserError for an unknown split.
     """
     if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        raise UserError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     pairs = [(x, y) for x in range(10) for y in range(10 - x)]
     leading = [(x, y) for x, y in pairs if x >= 1 and y >= 1]
-    hard, easy = [], []
+    hard: list[Any] = []
+    easy: list[Any] = []
     for (x2, y2), (x1, y1), (x0, y0) in itertools.product(leading, pairs, pairs):
         a, b = 100 * x2 + 10 * x1 + x0, 100 * y2 + 10 * y1 + y0
         num_traps = (slip(x2, y2) != 0) + (slip(x1, y1) != 0) + (slip(x0, y0) != 0)
@@ -141,14 +144,14 @@ def operands(split: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
 def write_problems(path: str | os.PathLike[str], seed: int, num: int, split: str) -> Path:
     """Writes `num` different problems of `split` as JSON lines, half of them hard, in an order drawn from `seed`.
 
-    A row has `id`, `problem`, `answer` and `trap`, the misremembered column or null. Raises ValueError if `num` is not
+    A row has `id`, `problem`, `answer` and `trap`, the misremembered column or null. Raises UserError if `num` is not
     positive or the split has not that many.
     """
     hard, easy = operands(split)
     num_hard = num // 2
     most = 2 * min(len(hard), len(easy))
     if not 1 <= num <= most:
-        raise ValueError(f"{num} problems asked for; the {split} split has 1 to {most}, half of them hard")
+        raise UserError(f"{num} problems asked for; the {split} split has 1 to {most}, half of them hard")
     rng = random.Random(seed)
     chosen = rng.sample(hard, num_hard) + rng.sample(easy, num - num_hard)
     rng.shuffle(chosen)

@@ -16,18 +16,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from score_openrlhf.errors import UserError
 from score_openrlhf.tasks import playground_warm_start as warm_start
 from score_openrlhf.tasks.playground import APPROVAL, COLUMN_HINTS, VAGUE, PlaygroundTask, write_problems
 
 DATA_SEED = 0  # the problems stay the same when the model's seed changes, so that runs can be compared
 MAX_LENGTH = 256  # positions; a whole dialogue takes 25
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "num_attention_heads": 2,  # of 32, a size that vLLM's CPU attention has
     "num_key_value_heads": 2,
@@ -37,6 +39,8 @@ SHAPE = {
     "tie_word_embeddings": True,
     "initializer_range": 0.05,
 }
+
+BEGUN, KEPT = "settings.json", "warm_start.pt"  # of a build that is not finished: its settings and its state
 
 UNKNOWN = "?"  # an ordinary word: what another tokenizer's text has and this vocabulary does not
 END, USER, ASSISTANT, PAD = "<|end|>", "<|user|>", "<|assistant|>", "<|pad|>"
@@ -109,11 +113,12 @@ def build_playground(
 
     Returns the paths `model` (a folder), `train`, `eval` and `meta` (the settings, the base model's measured fractions
     on the held-out problems at temperature 1, seconds). Other settings rebuild the folder. It appears whole or not at
-    all: what an interrupted build leaves beside it the next one removes, and of two processes one builds while the
-    other waits. Raises ValueError for settings out of range, and if `out_dir` holds something else.
+    all: what an interrupted build leaves beside it the next one of the same settings goes on from, any other removes;
+    and of two processes one builds while the other waits. Raises UserError for settings out of range, and if `out_dir`
+    holds something else.
     """
     if warm_start_steps < 1:
-        raise ValueError(f"warm_start_steps is {warm_start_steps}; it must be at least 1")
+        raise UserError(f"warm_start_steps is {warm_start_steps}; it must be at least 1")
     out_dir = Path(out_dir).absolute()
     paths = {
         "model": out_dir / "model",
@@ -139,11 +144,13 @@ def build_playground(
         if all(path.exists() for path in paths.values()) and read_settings(paths["meta"]) == settings:
             return paths
         if out_dir.exists() and any(out_dir.iterdir()) and not paths["meta"].is_file():
-            raise ValueError(f"{out_dir} is not empty and holds no playground; name another folder or empty this one")
-        for leftover in (building, replaced):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        building.mkdir()
+            raise UserError(f"{out_dir} is not empty and holds no playground; name another folder or empty this one")
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        if building.exists() and not _begun_with(building, settings):
+            shutil.rmtree(building)
+        building.mkdir(exist_ok=True)
+        (building / BEGUN).write_text(json.dumps(settings), encoding="utf-8")
         build_into(building, tokenizer, settings, progress or (lambda phase, done, total: None))
         if out_dir.exists():
             out_dir.rename(replaced)  # renamed first: an interrupted removal must not leave half a folder here
@@ -153,13 +160,21 @@ def build_playground(
     return paths
 
 
+def _begun_with(building: Path, settings: dict) -> bool:
+    """Whether an interrupted build was of these settings."""
+    try:
+        return json.loads((building / BEGUN).read_text(encoding="utf-8")) == json.loads(json.dumps(settings))
+    except (OSError, ValueError):  # it was interrupted before it had written them
+        return False
+
+
 def read_settings(meta_path: Path) -> dict:
     """The settings a finished playground was built with."""
     return json.loads(meta_path.read_text(encoding="utf-8"))["settings"]
 
 
 def build_into(folder: Path, tokenizer: PreTrainedTokenizerFast, settings: dict, progress: Progress) -> None:
-    """Writes the problems, the trained model and, last, `meta.json` into an empty `folder`."""
+    """Writes the problems, the trained model and, last, `meta.json` into `folder`, which may hold a part of it."""
     started = time.monotonic()
     write_problems(folder / "train.jsonl", DATA_SEED, settings["num_train"], "train")
     problems_path = write_problems(folder / "eval.jsonl", DATA_SEED, settings["num_eval"], "test")
@@ -168,7 +183,7 @@ def build_into(folder: Path, tokenizer: PreTrainedTokenizerFast, settings: dict,
         torch.manual_seed(settings["warm_start_seed"])
         model = make_model(tokenizer)
         seed, steps = settings["warm_start_seed"], settings["warm_start_steps"]
-        warm_start.train(model, tokenizer, seed=seed, steps=steps, progress=progress)
+        warm_start.train(model, tokenizer, seed=seed, steps=steps, progress=progress, kept=folder / KEPT)
         trained = time.monotonic()
         base = warm_start.measure(model, tokenizer, problems)
         progress("measure", 1, 1)
@@ -180,6 +195,8 @@ def build_into(folder: Path, tokenizer: PreTrainedTokenizerFast, settings: dict,
         "base": base,
         "seconds": {"warm_start": round(trained - started, 2), "total": round(time.monotonic() - started, 2)},
     }
+    (folder / KEPT).unlink()
+    (folder / BEGUN).unlink()
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,10 @@ used are what reinforcement learning can bring out. That is a construction, and 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +31,7 @@ from score_openrlhf.tasks.playground import (
     slip,
 )
 
+KEEP_STEPS = 50
 BATCH_SIZE = 64  # problems a step; each gives a dialogue of the solver and one of the guidance model
 LEARNING_RATE = 5e-3
 CLEAN_PART = 0.6  # of the steps
@@ -128,7 +132,8 @@ def dialogues(tokenizer: PreTrainedTokenizerFast, conversations: list[list[dict]
             if message["role"] == "assistant":
                 start, end = len(render(tokenizer, messages[:turn])), len(render(tokenizer, messages[: turn + 1]))
                 labels[row, start:end] = True
-    slots = (ids == zero).nonzero()[:, 1].view(len(conversations), -1)
+    is_slot: Any = ids == zero  # (conversations, tokens)
+    slots = is_slot.nonzero()[:, 1].view(len(conversations), -1)
     return Dialogues(ids, slots, labels)
 
 
@@ -199,8 +204,13 @@ def train(
     seed: int,
     steps: int,
     progress: Callable[[str, int, int], None],
+    kept: Path | None = None,
 ) -> None:
-    """Trains `model` in place for `steps` steps: cross entropy on the assistant's tokens of both models' dialogues."""
+    """Trains `model` in place for `steps` steps: cross entropy on the assistant's tokens of both models' dialogues.
+
+    Every KEEP_STEPS steps the whole state goes to the file `kept`; if it is there, training goes on from it, and ends
+    with the weights of one that was not interrupted, bit for bit.
+    """
     problem = f"{ZEROS} + {ZEROS} ="  # as `problem_text` writes it
     sums, generator = Sums.of_split("train"), torch.Generator().manual_seed(seed)
     solver = [solver_messages(problem, ZEROS, hint, ZEROS) for hint in HINTS]
@@ -214,8 +224,9 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.7)
     )
+    first = _go_on(kept, model, optimizer, schedule, generator) if kept and kept.is_file() else 0
     model.train()
-    for step in range(steps):
+    for step in range(first, steps):
         hint, digits = draw(sums, CLEAN if step < CLEAN_PART * steps else NOISY, BATCH_SIZE, generator)
         of_solver = solver_rows.rows(hint, digits)
         of_guidance = guidance_rows.rows(hint, digits[:, :9])
@@ -228,9 +239,29 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if (step + 1) % 50 == 0 or step + 1 == steps:
+        if (step + 1) % KEEP_STEPS == 0 or step + 1 == steps:
+            if kept:
+                _keep(kept, step + 1, model, optimizer, schedule, generator)
             progress("warm start", step + 1, steps)
     model.eval()
+
+
+def _keep(kept: Path, step: int, model, optimizer, schedule, generator: torch.Generator) -> None:
+    state = {"step": step, "generator": generator.get_state()}
+    state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    temporary = kept.with_name(f"{kept.name}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, kept)
+
+
+def _go_on(kept: Path, model, optimizer, schedule, generator: torch.Generator) -> int:
+    """Take over the kept state; returns the steps it has made."""
+    state = torch.load(kept, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    generator.set_state(state["generator"])
+    return state["step"]
 
 
 @torch.no_grad()
@@ -238,7 +269,8 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, conversat
     """One answer to each conversation at temperature 1, at most 8 tokens."""
     prompts = [render(tokenizer, messages) for messages in conversations]
     batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
-    output = model.generate(**batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8)
+    generate: Any = model.generate
+    output = generate(**batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8)
     return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

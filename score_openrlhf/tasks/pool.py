@@ -11,17 +11,19 @@ import json
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+from score_openrlhf.errors import UserError
 from score_openrlhf.tasks.base import Grade
 from score_openrlhf.tasks.process import GradingProcess, NotTaken, ProcessDied
 
 CACHE_ENTRIES = 8192
+STATED_BEFORE = "stated_before"  # of a hint that states the answer when the problem or the attempt does so too
 
 
-class GradingUnavailable(RuntimeError):
+class GradingUnavailable(UserError):
     """No grading process starts with these settings; the text is the cause, such as a task that cannot be made."""
 
 
@@ -53,18 +55,22 @@ class GradingPool:
         timeout_seconds: float,
         max_answer_chars: int,
         reward_func: str | None = None,
+        reward_range: Sequence[float] | None = None,
         memory_gib: float = 4.0,
+        unevaluated: str = "wrong",
     ) -> None:
-        """Starts the processes; ValueError for a setting out of range, GradingUnavailable if none starts."""
+        """Starts the processes; UserError for a setting out of range, GradingUnavailable if none starts."""
         limits = {"processes": processes, "timeout_seconds": timeout_seconds, "max_answer_chars": max_answer_chars}
         for name, value in {**limits, "memory_gib": memory_gib}.items():
             if value <= 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
+                raise UserError(f"{name} is {value}; it must be above 0")
         self._timeout_seconds = timeout_seconds
         self._max_chars = max_answer_chars
         self._settings = {
             "task_name": task_name,
             "reward_func": reward_func,
+            "reward_range": list(reward_range) if reward_range else None,
+            "unevaluated": unevaluated,
             "timeout_seconds": timeout_seconds,
             "memory_bytes": int(memory_gib * 2**30),
         }
@@ -99,7 +105,10 @@ class GradingPool:
         return self._submit("grade", arguments, _as_grade)
 
     def states_answer(self, guidance: str, problem: str, attempt: str, answer: str) -> Future[tuple[bool, str]]:
-        """Whether the guidance leaks the answer, and how that was found: "ok", or "timeout" or "error", with False."""
+        """Whether the guidance leaks the answer, and how that was found: "ok", or STATED_BEFORE, "timeout" or "error".
+
+        With the last three it is False and not known: what problem or attempt state cannot leak any more.
+        """
         arguments = {
             "guidance": self._cut(guidance),
             "problem": self._cut(problem),
@@ -107,6 +116,14 @@ class GradingPool:
             "answer": answer,
         }
         return self._submit("states_answer", arguments, _as_leak)
+
+    def gold_fault(self, answer: str, problem: str = "") -> Future[str | None]:
+        """Why nothing can be graded against this gold answer, None if it can be; also a check that takes too long."""
+        return self._submit("gold_fault", {"answer": answer, "problem": self._cut(problem)}, _as_fault)
+
+    def equals(self, expression: str, answer: str) -> Future[tuple[bool, str]]:
+        """Whether two answers are equal to the grader, and how that was found: "ok", or "timeout" or "error"."""
+        return self._submit("equals", {"expression": self._cut(expression), "answer": self._cut(answer)}, _as_equal)
 
     async def agrade(self, text: str, answer: str, *, problem: str = "", prompt: str = "") -> Grade:
         """`grade` for an event loop."""
@@ -231,11 +248,24 @@ def _as_grade(reply: dict[str, Any]) -> Grade:
     for status in ("timeout", "error"):
         if status in reply:
             return Grade(status, reply[status])
-    return Grade(**reply)
+    return Grade(**{**reply, "notes": tuple(reply.get("notes", ()))})
+
+
+def _as_fault(reply: dict[str, Any]) -> str | None:
+    if "timeout" in reply:
+        return f"its answer takes too long to read ({reply['timeout']})"
+    return f"its answer cannot be read: {reply['error']}" if "error" in reply else reply["fault"]
 
 
 def _as_leak(reply: dict[str, Any]) -> tuple[bool, str]:
     for status in ("timeout", "error"):
         if status in reply:
             return False, status
-    return reply["leak"], "ok"
+    return reply["leak"], STATED_BEFORE if reply["stated_before"] else "ok"
+
+
+def _as_equal(reply: dict[str, Any]) -> tuple[bool, str]:
+    for status in ("timeout", "error"):
+        if status in reply:
+            return False, status
+    return reply["equal"], "ok"

@@ -40,7 +40,9 @@ class GradingProcess:
             start_new_session=True,  # ctrl-C is for the program; it closes the pool, or its end does
         )
         self._received = b""
-        for pipe in (self._child.stdin, self._child.stdout):
+        assert self._child.stdin and self._child.stdout
+        self._stdin, self._stdout = self._child.stdin, self._child.stdout
+        for pipe in (self._stdin, self._stdout):
             os.set_blocking(pipe.fileno(), False)
 
     @property
@@ -72,12 +74,12 @@ class GradingProcess:
         """Kills the process, waits until it is gone and closes its pipes."""
         self._child.kill()
         self._child.wait()
-        self._child.stdin.close()
-        self._child.stdout.close()
+        self._stdin.close()
+        self._stdout.close()
 
     def _exchange(self, unsent: bytes, timeout_seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_seconds
-        stdin, stdout = self._child.stdin.fileno(), self._child.stdout.fileno()
+        stdin, stdout = self._stdin.fileno(), self._stdout.fileno()
         # poll, for select takes no descriptor above 1023 and a program with engines has those.
         with selectors.PollSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)

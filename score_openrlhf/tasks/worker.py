@@ -19,7 +19,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from score_openrlhf.errors import UserError
 from score_openrlhf.tasks import make_task
+from score_openrlhf.tasks.base import Grade
 from score_openrlhf.tasks.reward_func import make_reward_grader
 
 PARENT_CHECK_SECONDS = 2.0
@@ -35,7 +37,7 @@ def main() -> int:
     try:
         handlers = _handlers(settings)
     except Exception as error:  # whatever a user's task raises while it is made: the pool raises it where it was made
-        _reply(replies, {"error": f"{type(error).__name__}: {error}"})
+        _reply(replies, {"error": str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"})
         return 1
     _reply(replies, {"ready": True})
     while line := _next_line(requests, parent):
@@ -53,22 +55,29 @@ def main() -> int:
 
 def _handlers(settings: dict[str, Any]) -> dict[str, Callable[..., dict[str, Any]]]:
     task = make_task(settings["task_name"])
-    if settings["reward_func"] is None:
+    task.unevaluated = settings["unevaluated"]
+    own = settings["reward_func"] and make_reward_grader(settings["reward_func"], settings["reward_range"])
 
-        def grade(text: str, answer: str, problem: str, prompt: str):
-            return task.grade(text, answer)
-
-    else:
-        grade = make_reward_grader(settings["reward_func"])
+    def grade(text: str, answer: str, problem: str, prompt: str) -> Grade:
+        return own(text, answer, problem, prompt) if own else task.grade_for(problem, text, answer)
 
     def grade_reply(**arguments: str) -> dict[str, Any]:
         verdict = grade(**arguments)
-        return {"status": verdict.status, "detail": verdict.detail, "score": verdict.score}
+        return {"status": verdict.status, "detail": verdict.detail, "score": verdict.score, "notes": verdict.notes}
 
-    def leak_reply(**arguments: str) -> dict[str, Any]:
-        return {"leak": bool(task.states_answer(**arguments))}
+    def leak_reply(guidance: str, problem: str, attempt: str, answer: str) -> dict[str, Any]:
+        # by itself first: most hints do not state the answer, and no problem or attempt need be read for them
+        states = bool(task.states_answer(guidance, "", "", answer))
+        leak = bool(task.states_answer(guidance, problem, attempt, answer)) if states else False
+        return {"leak": leak, "stated_before": states and not leak}
 
-    return {"grade": grade_reply, "states_answer": leak_reply}
+    def fault_reply(answer: str, problem: str) -> dict[str, Any]:
+        return {"fault": task.gold_fault(answer, problem)}
+
+    def equals_reply(expression: str, answer: str) -> dict[str, Any]:
+        return {"equal": bool(task.equals(expression, answer))}
+
+    return {"grade": grade_reply, "states_answer": leak_reply, "equals": equals_reply, "gold_fault": fault_reply}
 
 
 def _take_standard_streams() -> tuple[BinaryIO, BinaryIO]:

@@ -12,8 +12,8 @@ Result = TypeVar("Result")
 def at_once(tasks: Mapping[str, Callable[[], Result]]) -> dict[str, Result]:
     """Run each task in a thread of its own; returns the results by name, in the order of `tasks`.
 
-    When one fails the others are let finish, since an update that is left half-way could not be saved; then the first
-    error in the order of `tasks` is raised, with a note that names its task and the other errors.
+    When one fails the others are let finish, since an update that is left half-way could not be saved; then the error
+    that came first is raised, with a note that names its task and the other errors.
     """
     results: dict[str, Result] = {}
     errors: dict[str, BaseException] = {}
@@ -32,7 +32,7 @@ def at_once(tasks: Mapping[str, Callable[[], Result]]) -> dict[str, Result]:
         thread.start()
     for thread in threads:
         thread.join()
-    failed = [name for name in tasks if name in errors]
+    failed = list(errors)  # in the order of time: the later may be of the first's making
     for name in failed:
         errors[name].add_note(f"while the {name} policy learned")
     for other in failed[1:]:

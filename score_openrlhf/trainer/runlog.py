@@ -8,30 +8,42 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from score_openrlhf.config.derive import method_of
 from score_openrlhf.config.schema import Config
+from score_openrlhf.files import LOCK, write_atomically
 from score_openrlhf.rollout.trajectory import Trajectory
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def set_aside(output_dir: Path) -> Path:
-    """Rename a run's folder to the next free `name-1`, `name-2`, ..., so that a new run loses nothing of it."""
+    """Rename a run's folder to the next free `name-1`, `name-2`, ..., so that a new run loses nothing of it.
+
+    Its lock stays under the old name: whoever holds the folder holds the new run's.
+    """
     number = 1
     while (aside := output_dir.with_name(f"{output_dir.name}-{number}")).exists():
         number += 1
     os.rename(output_dir, aside)
+    if (aside / LOCK).exists():
+        output_dir.mkdir()
+        os.rename(aside / LOCK, output_dir / LOCK)
+    return aside
+
+
+def move_aside(folder: Path, names: Sequence[str]) -> Path:
+    """Move these files of `folder`, those that are there, into the next free `folder-1`, `folder-2`, ... beside it.
+
+    The folder itself and what else is in it stay: it may be anyone's.
+    """
+    folder = folder.absolute()
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    aside.mkdir()
+    for name in names:
+        if (folder / name).exists():
+            os.rename(folder / name, aside / name)
     return aside
 
 
@@ -62,6 +74,12 @@ class RunLog:
                 except json.JSONDecodeError:
                     break  # the line a killed run was writing; it is the last one
             write_atomically(self.metrics_path, "".join(line + "\n" for line in kept))
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The metrics of the steps that this run has made so far, also before it was interrupted."""
+        if not self.metrics_path.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl and the scalars to the trackers."""
@@ -104,7 +122,7 @@ def _wandb_run(cfg: Config, output_dir: Path) -> Any:
         project=cfg.project_name,
         name=cfg.run_name,
         dir=str(output_dir),
-        mode=cfg.logger.wandb_mode,
+        mode=cast(Literal["offline", "online"], cfg.logger.wandb_mode),
         id=id_path.read_text().strip(),
         resume="allow" if online else None,  # offline files of one id become one run when they are synced
         config={**dataclasses.asdict(cfg), "method": method_of(cfg)},  # runs are compared by it

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from score_openrlhf.config.schema import Config
+from score_openrlhf.errors import UserError
 
 
 class Stages:
@@ -28,14 +29,14 @@ class Stages:
     def observe(self, step: int, metrics: dict[str, Any]) -> bool:
         """Take note of a finished step; True if its metrics end stage I before `stage1_steps`.
 
-        Raises ValueError if the configured metric is not among the step's.
+        Raises UserError if the configured metric is not among the step's.
         """
         switch = self.cfg.stage_switch
         if switch.metric is None or self.stage(step) == 2:
             return False
         if switch.metric not in metrics:
             names = ", ".join(sorted(name for name, value in metrics.items() if isinstance(value, (int, float))))
-            raise ValueError(f"stage_switch.metric {switch.metric!r} is no metric of this run; there are {names}")
+            raise UserError(f"stage_switch.metric {switch.metric!r} is no metric of this run; there are {names}")
         if metrics[switch.metric] is not None:
             self.window = [*self.window, float(metrics[switch.metric])][-switch.window :]
         ends = len(self.window) == switch.window and fmean(self.window) >= switch.threshold

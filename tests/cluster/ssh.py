@@ -7,15 +7,18 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.cluster.hosts import Host
 
 
 @contextlib.contextmanager
-def ssh(hosts: list[Host], folder: Path) -> Iterator[dict[str, str]]:
-    """ssh servers for the block, with keys of their own; yields the environment variables of their users."""
+def ssh(hosts: list[Host], folder: Path, of_first: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """ssh servers for the block, with keys of their own; yields the environment variables of their users.
+
+    Who comes to the first host by ssh has the variables `of_first` there, as from a shell's startup file.
+    """
     folder.mkdir(mode=0o700)
     for name in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
@@ -30,7 +33,7 @@ def ssh(hosts: list[Host], folder: Path) -> Iterator[dict[str, str]]:
     }
     (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
     Path("/run/sshd").mkdir(exist_ok=True)
-    servers = [serve(host, folder) for host in hosts]
+    servers = [serve(host, folder, of_first if host is hosts[0] else {}) for host in hosts]
     # ServerAlive: or the client of a host that is lost waits for it for ever, and pdsh for the client
     options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ServerAliveInterval=10"
     environment = {"PDSH_SSH_ARGS_APPEND": f"-i {folder}/user_key {options}", "PDSH_RCMD_TYPE": "ssh"}
@@ -43,9 +46,11 @@ def ssh(hosts: list[Host], folder: Path) -> Iterator[dict[str, str]]:
             server.terminate()
 
 
-def serve(host: Host, folder: Path) -> subprocess.Popen:
+def serve(host: Host, folder: Path, variables: Mapping[str, str] | None = None) -> subprocess.Popen:
     """Start the ssh server of a host, again after it was lost."""
     words = ["/usr/sbin/sshd", "-D", "-f", str(folder / "sshd_config")]
+    if variables:
+        words += ["-o", "SetEnv=" + " ".join(f"{name}={value}" for name, value in variables.items())]
     return host.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from score_openrlhf.ray_cluster import temp_dir
 from tests.cluster.hosts import Host, hosts, missing
 from tests.cluster.ssh import serve, ssh
 from tests.stack.conftest import Bench
@@ -22,6 +23,9 @@ from tests.stack.conftest import Bench
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 ROOT = Path(__file__).resolve().parents[2]
+# What the driver's host alone has, and what deepspeed takes along to each.
+OF_N1 = {"HF_HOME": "/shared/models", "HF_TOKEN": "hf_of-this-test"}
+OF_USER = {"TRANSFORMERS_VERBOSITY": "error"}
 SECONDS = 600  # of one command; on two quiet cores it takes about one minute
 
 
@@ -41,6 +45,7 @@ class Story:
     folder: Path
     first: Command
     left_after_first: dict[str, list[str]]
+    logs_of_first: dict[str, str]
     lost: Command
     steps_at_loss: int
     seconds_to_notice: float
@@ -51,6 +56,12 @@ def roles_on(host: Host) -> set[str]:
     return {match[1] for line in host.processes() if (match := re.match(r"ray::_?(\w+)", line))}
 
 
+def ray_logs(host: Host) -> str:
+    """All that Ray and its workers have written on a host."""
+    logs = (host.own / Path(temp_dir()).name).glob("session_2*/logs/**/*")
+    return "".join(path.read_text(errors="replace") for path in sorted(logs) if path.is_file())
+
+
 @pytest.fixture(scope="module")
 def story(bench: Bench, tmp_path_factory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("cluster")
@@ -58,7 +69,9 @@ def story(bench: Bench, tmp_path_factory) -> Iterator[Story]:
     hostfile.write_text("n1 slots=1\nn2 slots=1\n")
     run = bench.folder / "cluster"
 
-    with hosts("n1", "n2") as (n1, n2), ssh([n1, n2], folder / "ssh") as environment:
+    with hosts("n1", "n2") as (n1, n2), ssh([n1, n2], folder / "ssh", OF_N1) as environment:
+        environment["DS_ENV_FILE"] = str(folder / "deepspeed_env")
+        Path(environment["DS_ENV_FILE"]).write_text("".join(f"{name}={value}\n" for name, value in OF_USER.items()))
 
         def train(max_steps: int, meanwhile: Callable[[], None] = lambda: None) -> Command:
             # what a user types; MASTER_ADDR as the hostfile says, since these hosts have no name service
@@ -86,6 +99,7 @@ def story(bench: Bench, tmp_path_factory) -> Iterator[Story]:
         first = train(2)
         left = {host.name: [line for line in host.processes() if "sshd" not in line] for host in (n1, n2)}
 
+        logs = {host.name: ray_logs(host) for host in (n1, n2)}
         lost_at: list[float] = []
 
         def lose_n2() -> None:
@@ -101,7 +115,7 @@ def story(bench: Bench, tmp_path_factory) -> Iterator[Story]:
         n2.boot()
         serve(n2, folder / "ssh")
         last = train(steps + 2)
-        yield Story(run, first, left, lost, steps, noticed, last)
+        yield Story(run, first, left, logs, lost, steps, noticed, last)
 
 
 def lines(run: Path) -> list[dict]:
@@ -120,6 +134,18 @@ def test_groups_are_spread_over_both_hosts(story):
     for name in ("PolicyActor", "ReferenceModelActor"):
         for host in ("n1", "n2"):
             assert name in story.first.roles[host], story.first.roles
+
+
+def test_roles_on_the_other_host_have_the_drivers_environment(story):
+    """HF_HOME and the token are set on n1 alone, whose driver passes them on; no log has the token."""
+    for host in ("n1", "n2"):
+        seen = re.findall(r"score-openrlhf: from the driver: (.*)", story.logs_of_first[host])
+        assert len(seen) >= 4, f"four groups have a rank on {host}"
+        for line in seen:
+            assert f"HF_HOME={OF_N1['HF_HOME']}" in line and "HF_TOKEN (not shown)" in line
+            assert "TRANSFORMERS_VERBOSITY=error" in line
+        assert OF_N1["HF_TOKEN"] not in story.logs_of_first[host]
+    assert OF_N1["HF_TOKEN"] not in story.first.output
 
 
 def test_nothing_is_left_on_the_hosts(story):

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_models import make_model
+from benchmarks.tiny_models import make_model
+from score_openrlhf import platform
+from score_openrlhf.platform import forking
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,10 +45,34 @@ class Run:
         return [json.loads(line) for line in (self.folder / "trajectories" / f"{name}.jsonl").open()]
 
 
-def score_openrlhf(*words: str, expect: int = 0, timeout: float = 600) -> str:
-    """Run the console command as a user does; returns its output; fails the test with it on another status."""
-    command = [str(Path(sys.executable).with_name("score-openrlhf")), *words]
+@pytest.fixture(scope="session", autouse=True)
+def fork_server() -> None:
+    """One server for these tests and all commands that they start: what all of them import is imported once."""
+    platform.start_fork_server()
+    executable = forking.python()
+    assert executable is not None
+    os.environ[forking.SWITCH] = str(Path(executable).parent)
+
+
+# The console command in a process that has torch, vLLM and DeepSpeed (`platform/fork_server.py`)
+FORKED = "import sys; from score_openrlhf.cli import main; sys.exit(main())"
+
+
+def module(name: str) -> list[str]:
+    """The command that runs the module `name` as a program, in a process that has torch, vLLM and DeepSpeed."""
+    return [forking.python() or sys.executable, "-c", f"import runpy; runpy.run_module({name!r}, run_name='__main__')"]
+
+
+def score_openrlhf(*words: str, expect: int = 0, timeout: float = 600, as_a_user: bool = False) -> str:
+    """Run the console command; returns its output; fails the test with it on another status.
+
+    `as_a_user` runs the installed script, with a fork server of its own.
+    """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [forking.python() or sys.executable, "-c", FORKED, *words]
+    if as_a_user:
+        command = [str(Path(sys.executable).with_name("score-openrlhf")), *words]
+        del environment[forking.SWITCH]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
     output = done.stdout + done.stderr
     assert done.returncode == expect, output[-6000:]
@@ -88,13 +114,15 @@ class Bench:
             "ckpt.save_steps": 1,
             "ckpt.max_num": 3,
             "eval.steps": -1,
-            "vllm.enforce_eager": "true",
         }
         values |= changes
         return [f"{key}={value}" for key, value in values.items()]
 
-    def train(self, name: str, config: str = "rl_guided_score_math", **changes: object) -> Run:
-        output = score_openrlhf("train", f"configs/{config}.yaml", *self.overrides(name, **changes))
+    def train(
+        self, name: str, config: str = "rl_guided_score_math", *, as_a_user: bool = False, **changes: object
+    ) -> Run:
+        words = self.overrides(name, **changes)
+        output = score_openrlhf("train", f"configs/{config}.yaml", *words, as_a_user=as_a_user)
         return Run(self.folder / name, output)
 
 
@@ -116,4 +144,4 @@ def guided_run(bench) -> Run:
 
     The guidance model is of another family than the solver, so it has a reference of its own.
     """
-    return bench.train("guided", **{"logger.wandb_mode": "offline"})
+    return bench.train("guided", as_a_user=True, **{"logger.wandb_mode": "offline"})

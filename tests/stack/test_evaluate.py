@@ -11,24 +11,17 @@ import sys
 
 import pytest
 
-from tests.stack.conftest import ROOT
+from score_openrlhf.platform import forking
+from tests.stack.conftest import FORKED, ROOT
 
-# the commands by their modules, in a process of their own as a user's is
-COMMAND = """
-import argparse, importlib, sys
-parser = argparse.ArgumentParser()
-importlib.import_module(f"score_openrlhf.cli.{sys.argv[1]}").add_parser(parser.add_subparsers())
-args = parser.parse_args(sys.argv[1:])
-sys.exit(args.run(args))
-"""
 BUDGETS = ["rollout.attempt_max_tokens=12", "rollout.guidance_max_tokens=8", "rollout.revision_max_tokens=12"]
 NUM_PROBLEMS, SAMPLES, SEEDS = 6, 2, (3, 4)
 
 
-def command(*words: str, stdin: str = "") -> subprocess.CompletedProcess:
+def command(*words: str) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, input=stdin,
-        env={**os.environ, "VLLM_LOGGING_LEVEL": "WARNING"},
+        [forking.python() or sys.executable, "-c", FORKED, *words], cwd=ROOT, capture_output=True, text=True,
+        timeout=300, env={**os.environ, "VLLM_LOGGING_LEVEL": "WARNING"}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done

@@ -113,10 +113,21 @@ child = subprocess.Popen([forking.python(), "-c", inner])
 input()
 import os; os.kill(os.getpid(), 9)
 """
-    program = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-c", code]
+    own = {key: value for key, value in os.environ.items() if key != forking.SWITCH}
+    program = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own)
     pids = [int(word) for word in program.stdout.readline().split()]
     program.communicate("\n", timeout=10)
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_command_uses_the_server_that_the_environment_names(python):
+    code = "from score_openrlhf.platform import forking; forking.start(); print(forking.python())"
+    named = {**os.environ, forking.SWITCH: str(Path(python).parent)}
+    assert run(sys.executable, "-c", code, env=named).stdout.split() == [python]
+    refused = run(sys.executable, "-c", code, env={**named, forking.SWITCH: "/none"})
+    assert "SCORE_OPENRLHF_FORK_SERVER=/none names no fork server" in refused.stderr
+    assert Path(python).exists()  # it is not theirs to end

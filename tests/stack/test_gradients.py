@@ -79,16 +79,16 @@ def roles(request, model_path, ray_session) -> Iterator[Roles]:
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_solvers_gradient_is_that_of_the_equations(roles, direct, stage, batch):
-    assert error(actor_gradient(roles.solver, batch, stage), direct(solver_rows(batch, stage))) < TOLERANCE
+    assert error(actor_gradient(roles.policy("solver"), batch, stage), direct(solver_rows(batch, stage))) < TOLERANCE
 
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 def test_the_guidance_models_gradient_is_that_of_the_equations(roles, direct, batch):
-    assert error(actor_gradient(roles.guidance, batch, 2), direct(guidance_rows(batch))) < TOLERANCE
+    assert error(actor_gradient(roles.policy("guidance"), batch, 2), direct(guidance_rows(batch))) < TOLERANCE
 
 
 def test_an_update_trains_whole_windows_and_skips_the_empty_one(roles):
-    solver = roles.solver
+    solver = roles.policy("solver")
     for batch, num_windows in zip(BATCHES.values(), (1, 1, 1, 1, 2), strict=True):
         made = solver.maker.make_batch(batch, stage=1)
         assert sum(len(e.sequences) for e in made.experiences) == num_windows * WINDOW

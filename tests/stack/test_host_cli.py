@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.tiny_models import make_model
+from benchmarks.tiny_models import make_model
 
 REWARD = """
 import torch

@@ -19,9 +19,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.tiny_models import make_model
 from score_openrlhf import platform
 from score_openrlhf.platform.hooks import DISABLE_VARIABLE
-from tests.tiny_models import make_model
+from tests.stack.conftest import module
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +38,10 @@ def free_port() -> int:
 def run_role(role: str, *arguments: str, ranks: int = 1, **environment: str) -> None:
     """Run all ranks of `role` to their end; fails the test, with what they printed, where one of them fails."""
     common = {"WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-m", "tests.stack.test_platform_stack", role, *arguments]
+    # without a workaround the libraries have to be imported without it, so not in a fork
+    name = "tests.stack.test_platform_stack"
+    program = [sys.executable, "-m", name] if DISABLE_VARIABLE in environment else module(name)
+    command = [*program, role, *arguments]
     with ExitStack() as stack:
         processes, outputs = [], []
         for rank in range(ranks):
@@ -200,6 +204,13 @@ def load_one_weight(worker) -> str:
     return ""
 
 
+def num_threads(worker) -> int:
+    """Threads of the worker's kernels."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def engine(start: str, target: str, dtype: str, extension: str, result: str) -> None:
     """Start an engine on model `start`, send it the weights of `target`; write its log-probs and those of `target`."""
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # as OpenRLHF's RolloutRayActor
@@ -208,6 +219,8 @@ def engine(start: str, target: str, dtype: str, extension: str, result: str) -> 
     from transformers import AutoModelForCausalLM
     from vllm import LLM, SamplingParams, TokensPrompt
 
+    threads = torch.get_num_threads() + 1
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # OpenMP is loaded already, as in a fork
     llm = LLM(
         start, dtype=dtype, worker_extension_cls=extension, max_model_len=128, enforce_eager=True,
         enable_sleep_mode=True, logprobs_mode="processed_logprobs", enable_prefix_caching=True, seed=0,
@@ -229,6 +242,7 @@ def engine(start: str, target: str, dtype: str, extension: str, result: str) -> 
         log_probs = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, torch.tensor(tokens)[:, None])[:, 0]
         return (log_probs - torch.tensor(engine_log_probs)).abs().max().item()
 
+    assert llm.collective_rpc(num_threads) == [threads], "the engine computes in other threads than it was told to"
     report = {"start": difference(start), "single": llm.collective_rpc(load_one_weight)[0]}
     weights = AutoModelForCausalLM.from_pretrained(target, dtype=getattr(torch, dtype))
     named = list(weights.named_parameters())  # as OpenRLHF: a tied lm_head is not sent

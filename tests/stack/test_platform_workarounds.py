@@ -15,14 +15,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.tiny_models import make_model
 from score_openrlhf import platform
 from score_openrlhf.platform.hooks import DISABLE_VARIABLE, WORKAROUNDS
-from tests.tiny_models import make_model
 
 ROOT = Path(__file__).parents[2]
 BUILT_ON = ("flash_attn", "torch_cuda", "shm_comm")
-# These need two ranks or an engine: test_platform_stack.py.
-ELSEWHERE = ("zero3_gather_race", "sync_group", "worker_wrap")
+# Two ranks or an engine: test_platform_stack.py. A guard rather than a workaround: tests/unit/test_remote_code.py.
+ELSEWHERE = ("zero3_gather_race", "sync_group", "worker_wrap", "remote code")
 
 pytestmark = pytest.mark.skipif(not platform.is_cpu(), reason="CPU workarounds are off on accelerators")
 
@@ -170,6 +170,30 @@ def probe_vllm_sleep(model: str) -> None:
     AsyncEngineArgs(model=model, enable_sleep_mode=True).create_model_config()
 
 
+def probe_engine_threads(_model: str) -> None:
+    from unittest.mock import patch
+
+    import torch
+    from vllm.v1.worker import cpu_worker
+
+    set_num_threads, before = torch.set_num_threads, torch.get_num_threads()
+    torch.set_num_threads(1)  # what a fork server has read before the engine's number was known
+    worker = SimpleNamespace(
+        vllm_config=SimpleNamespace(speculative_config=None), rank=0, local_rank=0, distributed_init_method="file://x"
+    )
+    try:
+        with (
+            patch.object(cpu_worker, "init_worker_distributed_environment", side_effect=InterruptedError),
+            patch.dict(os.environ, OMP_NUM_THREADS="2"),
+            pytest.raises(InterruptedError),
+        ):
+            cpu_worker.CPUWorker.init_device(worker)
+        assert torch.get_num_threads() == 2, f"{torch.get_num_threads()} threads"
+    finally:
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(before)
+
+
 PROBES = {name.removeprefix("probe_"): probe for name, probe in globals().items() if name.startswith("probe_")}
 
 WITHOUT = {
@@ -186,6 +210,7 @@ WITHOUT = {
     "pin_memory": "no accelerator is found",
     "cuda_ipc": "use_cuda_ipc",
     "vllm_sleep": "Sleep mode is not supported",
+    "engine_threads": "1 threads",
 }
 
 

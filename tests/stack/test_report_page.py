@@ -11,8 +11,8 @@ import pytest
 
 from score_openrlhf.report.page import render
 from score_openrlhf.report.run_data import read_runs
-from tests.report_runs import HOSTILE, make_run
-from tests.webdriver import WebDriver, install_chromium
+from tests.support.report_runs import HOSTILE, make_run
+from tests.support.webdriver import WebDriver, install_chromium
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("SCORE_OPENRLHF_NO_BROWSER") == "1", reason="SCORE_OPENRLHF_NO_BROWSER=1 leaves the browser out"

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from score_openrlhf.platform import forking
 from tests.stack.conftest import ROOT, score_openrlhf
 
 COMMAND = str(Path(sys.executable).with_name("score-openrlhf"))
@@ -24,11 +26,15 @@ COLOURS = {"attempt": "36", "hint": "35", "revision": "34"}
 class Terminal:
     """The command on a terminal of its own; `text` is what it has shown so far."""
 
-    def __init__(self, *words: str):
+    def __init__(self, *words: str, as_a_user: bool = False):
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             os.chdir(ROOT)
+            # as in a shell that somebody sits at: one in the background starts its commands with Ctrl-C ignored
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.environ |= {"TERM": "xterm", "COLUMNS": "100"}
+            if as_a_user:  # with a fork server of its own: what it starts is its own to end
+                os.environ.pop(forking.SWITCH, None)
             os.execv(COMMAND, [COMMAND, *words])
         self.text = ""
         self.reads: list[str] = []
@@ -60,7 +66,7 @@ def words(bench, *more: str, attempt_max_tokens: int = 12) -> list[str]:
     model = str(bench.folder / "model")
     return [
         f"rollout.attempt_max_tokens={attempt_max_tokens}", "rollout.guidance_max_tokens=8",
-        "rollout.revision_max_tokens=12", "data.max_len=700", "ds.param_dtype=fp32", "eval.seed=3",
+        "rollout.revision_max_tokens=12", "data.max_len=2048", "ds.param_dtype=fp32", "eval.seed=3",
         f"task.reward_func={bench.folder / 'reward.py'}", "--solver", model, "--guidance", model, *more,
     ]  # fmt: skip
 
@@ -118,7 +124,8 @@ def test_solve_samples_what_evaluate_samples(bench):
 
 
 def test_ctrl_c_in_the_middle_of_a_text_leaves_cleanly(bench):
-    terminal = Terminal("solve", QUESTION, *words(bench, attempt_max_tokens=500))
+    # so long a text that a slow machine has the time to press the keys
+    terminal = Terminal("solve", QUESTION, *words(bench, attempt_max_tokens=1900), as_a_user=True)
     terminal.read(until=f"\x1b[{COLOURS['attempt']}m")
     processes = psutil.Process(terminal.pid).children(recursive=True)
     assert processes

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from score_openrlhf.cluster.stop import Stopped, StopRequest
+from score_openrlhf.trainer.hack_monitor import HackMonitor
 from score_openrlhf.trainer.score import SCoReTrainer
-from score_openrlhf.trainer.stop import Stopped, StopRequest
 
 
 class _Trainer(SCoReTrainer):
@@ -17,12 +18,16 @@ class _Trainer(SCoReTrainer):
 
     def __init__(self, accuracies: list[float], *, eval_steps: int, save_steps: int):
         self.cfg = SimpleNamespace(
-            eval=SimpleNamespace(steps=eval_steps), ckpt=SimpleNamespace(save_steps=save_steps), carry_optimizer=True
+            eval=SimpleNamespace(steps=eval_steps, before_and_after=True),
+            ckpt=SimpleNamespace(save_steps=save_steps),
+            carry_optimizer=True,
         )
         self.stages = SimpleNamespace(num_steps=len(accuracies), switch_step=None, observe=lambda *_: False)
         self.run_log = self.progress = SimpleNamespace(step=lambda *_: None)
         self.accuracies, self.eval_problems = accuracies, ["problem"]
+        self.hack_monitor = HackMonitor()
         self.step, self.best, self.saved_step = 0, None, 0
+        self.evaluation_settings = {}
         self.saved: list[tuple[int, int | None]] = []
 
     def train_step(self):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,23 +19,23 @@ import ray
 import torch
 from ray.util.placement_group import remove_placement_group
 
+from benchmarks.tiny_models import make_model
 from score_openrlhf import platform
+from score_openrlhf.cluster.placement import PlacementError
+from score_openrlhf.cluster.reservation import reserve
 from score_openrlhf.config.schema import Config
 from score_openrlhf.config.validate import validate
 from score_openrlhf.policies import build as build_module
 from score_openrlhf.policies import engines as engines_module
 from score_openrlhf.policies.actors import _PolicyActor
 from score_openrlhf.policies.build import Roles, build
-from score_openrlhf.policies.cluster import reserve
 from score_openrlhf.policies.engines import _RolloutActor
 from score_openrlhf.policies.groups import ActorGroup
-from score_openrlhf.policies.placement import PlacementError
 from score_openrlhf.tasks import make_task
 from score_openrlhf.tasks.base import Problem
 from score_openrlhf.trainer.rl_guided import RLGuidedSCoReTrainer
-from tests.fakes import trajectory
 from tests.stack.conftest import REWARD
-from tests.tiny_models import make_model
+from tests.support.fakes import trajectory
 
 Event = tuple[float, str]  # time.time() and what began or happened then
 NUM_RANKS = 2
@@ -183,7 +183,8 @@ class _Trainer(RLGuidedSCoReTrainer):
 
     def __init__(self, cfg: Config, roles: Roles, **options):
         problems = [Problem(f"p{n}", f"What is {n} plus {n}?", str(2 * n), {}) for n in range(8)]
-        quiet = SimpleNamespace(phase=lambda *args, **kwargs: None, trajectories=lambda *args: None)
+        nothing = lambda *args, **kwargs: None  # noqa: E731
+        quiet = SimpleNamespace(phase=nothing, note=nothing, trajectories=nothing, output_dir=Path("none"))
         super().__init__(cfg, roles, problems, [], quiet, quiet, Path("none"))
 
 
@@ -198,7 +199,7 @@ def events_of(policy) -> list[Event]:
 def test_a_cluster_that_is_too_small_is_refused_before_anything_starts(folder, watched):
     with pytest.raises(PlacementError) as error:
         build(config(folder, actor__num_gpus_per_node=4), make_task("math").templates)
-    assert "solver_actor 4 + solver_engines 1 + solver_reference 4 + guidance_engines 1" in str(error.value)
+    assert "solver_actor 4 + solver_engines 1 + solver_reference 4 + guidance_actor 4" in str(error.value)
     assert f"= 14 GPUs with a CPU each; there are {NUM_GPUS}. The cluster has: " in str(error.value)
 
 
@@ -229,6 +230,12 @@ def split(folder, watched) -> Iterator[Roles]:
     cfg = config(folder, placement="shared_reference", actor__num_gpus_per_node=NUM_RANKS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build_module, "create_engines", lambda *args, **kwargs: [])
+        reserve_groups = build_module.reserve_groups
+        patch.setattr(
+            build_module,
+            "reserve_groups",
+            lambda groups, **o: reserve_groups([g for g in groups if not g.role.endswith("_engines")], **o),
+        )
         init = _WatchedActor.init_model_from_pretrained
         patch.setattr(
             _WatchedActor,
@@ -239,9 +246,10 @@ def split(folder, watched) -> Iterator[Roles]:
         )
         patch.setattr(build_module, "PolicyActor", ray.remote(num_gpus=1)(_WatchedActor))
         built = build(cfg, make_task("math").templates)
-    assert built.solver.reference_model_group is built.guidance.reference_model_group
+    solver, guidance = built.policies
+    assert solver.reference_model_group is guidance.reference_model_group
     yield built
-    groups = [built.solver.reference_model_group, *(policy.actor_model_group for policy in built.policies)]
+    groups = [solver.reference_model_group, *(policy.actor_model_group for policy in built.policies)]
     for actor in (actor for group in groups for actor in group._actor_handlers):
         ray.kill(actor)
 
@@ -339,7 +347,7 @@ def timeline(folder, watched) -> list[tuple[float, str, str]]:
     sleeping = dict(vllm__enable_sleep=True, ds__enable_sleep=True, rollout__schedule="phased")
     cfg = config(folder, placement="colocate", **sleeping)
     roles = build(cfg, make_task("math").templates)
-    engines = {"solver engine": roles.solver.engines.handles, "guidance engine": roles.guidance_engines.handles}
+    engines = {f"{name} engine": engines.handles for name, engines in roles.engines.items()}
     trainer = _Trainer(cfg, roles)
     events = []
     for _ in range(2):
@@ -396,30 +404,41 @@ def test_a_step_is_rollout_then_updates_then_syncs(timeline):
 
 
 class _Rank:
-    """An actor handle whose calls take a moment to send."""
+    """An actor handle that notes its calls; the first rank holds thread 0's until thread 1's have been sent."""
 
-    def __init__(self):
+    def __init__(self, hold: Callable[[], None]):
         self.calls: list[int] = []
+        self.hold = hold
         self.forward = self
 
-    def remote(self, number: int) -> None:
-        self.calls.append(number)
-        time.sleep(0.0005)
+    def remote(self, thread: int) -> None:
+        self.calls.append(thread)
+        if thread == 0:
+            self.hold()
 
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_calls_of_two_threads_reach_all_ranks_in_the_same_order(locked):
+    inside, sent = threading.Event(), threading.Event()
+
+    def hold() -> None:  # with the lock thread 1 cannot send meanwhile, and only the wait's end goes on
+        inside.set()
+        sent.wait(0.5)
+
     group = ActorGroup.__new__(ActorGroup)
     group._one_call = threading.Lock()
-    group._actor_handlers = [_Rank() for _ in range(4)]
+    group._actor_handlers = [_Rank(hold), *(_Rank(lambda: None) for _ in range(3))]
     call = group.async_run_method if locked else super(ActorGroup, group).async_run_method
-    threads = [
-        threading.Thread(target=lambda first=first: [call("forward", first + n) for n in range(50)])
-        for first in (0, 100)
-    ]
+
+    def second() -> None:
+        inside.wait()
+        call("forward", 1)
+        sent.set()
+
+    threads = [threading.Thread(target=call, args=("forward", 0)), threading.Thread(target=second)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     orders = {tuple(rank.calls) for rank in group._actor_handlers}
-    assert (len(orders) == 1) == locked  # without the lock they differ: what the lock is for
+    assert orders == ({(0, 1)} if locked else {(0, 1), (1, 0)})  # what the lock is for

@@ -19,22 +19,23 @@ from score_openrlhf.policies.build import Roles
 from score_openrlhf.policies.policy import Policy
 from score_openrlhf.rollout.trajectory import Sample
 from tests.stack.equations import (
-    MOVED,
+    GAMMA,
+    LAMBD,
     TOLERANCE,
-    DirectRow,
     Gradient,
     Turn,
     actor_gradient,
     built,
     config,
     direct_gradient,
+    direct_gradients,
     error,
     error_at_best_scale,
-    gradient_of,
     guidance_rows,
     log_probs,
     make_batch,
     make_models,
+    plain_models,
     solver_rows,
     watched,
 )
@@ -42,7 +43,6 @@ from tests.stack.equations import (
 LR = {"actor": 1e-3, "critic": 3e-3}
 WEIGHT_DECAY = {"actor": 0.1, "critic": 0.0}
 BETAS = (0.9, 0.95)
-GAMMA, LAMBD = 0.9, 0.8
 STAGE1_STEPS, STAGE2_STEPS = 4, 6
 BATCH = make_batch((3, 3, 1), 1)
 LOW, HIGH = 0.8, 1.25  # the band of the correction
@@ -64,20 +64,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def models(model_path) -> SimpleNamespace:
     """Plain transformers models of the same shape: `policy` and `reference` as they begin, `values` for the critic."""
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    class Values(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = AutoModel.from_pretrained(model_path)
-            self.score = torch.nn.Linear(self.model.config.hidden_size, 1, bias=False)
-
-        def forward(self, ids: list[int]) -> torch.Tensor:
-            """The value of the context of each token but the first."""
-            return self.score(self.model(torch.tensor([ids])).last_hidden_state[0, :-1]).squeeze(-1)
-
-    policy, reference = (AutoModelForCausalLM.from_pretrained(f"{model_path}{suffix}") for suffix in (MOVED, ""))
-    return SimpleNamespace(policy=policy, reference=reference, values=Values())
+    return plain_models(model_path)
 
 
 # ── The critic: values in place of a baseline ──
@@ -119,45 +106,9 @@ def update(policy: Policy, stage: int = 1) -> dict[str, SimpleNamespace]:
     return done
 
 
-def advantages_with_a_critic(turn: Turn, kl: torch.Tensor, values: torch.Tensor, *, reset: bool = True) -> list[float]:
-    """GAE of one turn's tokens, backwards; `values` has one more where the turn is followed by another."""
-    advantages: list[float] = []
-    next_value = 0.0 if reset else float(values[-1])
-    next_advantage = 0.0
-    for j in reversed(range(turn.length)):
-        reward = -turn.kl_coef * float(kl[j]) + (turn.advantage if j == turn.length - 1 else 0.0)
-        next_advantage = reward + GAMMA * next_value - float(values[j]) + GAMMA * LAMBD * next_advantage
-        advantages.insert(0, next_advantage)
-        next_value = float(values[j])
-    return advantages
-
-
-def direct_gradients(rows: list[DirectRow], models: SimpleNamespace, *, reset: bool = True) -> SimpleNamespace:
-    """Of `-1/T sum_j adv_j log pi_j` in the policy and of `1/T sum_j (V_j - (adv_j + V_j))^2 / 2` in the critic.
-
-    Without `reset` (a faulty way) the last token of turn 1 looks ahead to the value of turn 2's first.
-    """
-    policy_loss, value_loss, num_tokens = torch.zeros(()), torch.zeros(()), 0
-    for ids, turns in rows:
-        log_pi, log_ref, values = log_probs(models.policy, ids), log_probs(models.reference, ids), models.values(ids)
-        for number, turn in enumerate(turns):
-            place = turn.place
-            ahead = values[turns[1].place.start, None].detach() if number == 0 else torch.zeros(1)
-            kl, seen = (log_pi - log_ref)[place].detach(), torch.cat([values[place].detach(), ahead])
-            advantages = torch.tensor(advantages_with_a_critic(turn, kl, seen, reset=reset))
-            policy_loss = policy_loss - (advantages * log_pi[place]).sum()
-            value_loss = value_loss + ((values[place] - (advantages + seen[:-1])) ** 2).sum() / 2
-            num_tokens += turn.length
-    return SimpleNamespace(
-        actor=gradient_of(policy_loss / num_tokens, models.policy),
-        critic=gradient_of(value_loss / num_tokens, models.values),
-        value_loss=float(value_loss.detach()) / num_tokens,
-    )
-
-
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_gradients_of_actor_and_critic_are_those_of_the_equations(critic_roles, models, stage):
-    solver = critic_roles.solver
+    solver = critic_roles.policy("solver")
     models.policy.load_state_dict(watched(solver.actor_model_group, "weights"))
     models.values.load_state_dict(watched(solver.critic_model_group, "weights"))
     rows = solver_rows(BATCH, stage, baseline=False)
@@ -206,7 +157,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 def test_a_reset_optimizer_steps_as_a_new_one_from_the_same_weights(model_path, ray_session):
     with built(critic_config(model_path, 1)) as roles:
-        solver = roles.solver
+        solver = roles.policy("solver")
         groups = groups_of(solver)
         carried = {name: PlainAdam(watched(group, "weights"), name) for name, group in groups.items()}
         for part in (4 / 4, 3 / 4, 2 / 4):
@@ -230,7 +181,7 @@ def test_a_reset_optimizer_steps_as_a_new_one_from_the_same_weights(model_path, 
 
 
 def test_two_ranks_reset_their_parts(critic_roles):
-    solver = critic_roles.solver
+    solver = critic_roles.policy("solver")
     update(solver)
     before = {name: watched(group, "weights") for name, group in groups_of(solver).items()}
     solver.reset_optimizer(STAGE2_STEPS)
@@ -240,7 +191,7 @@ def test_two_ranks_reset_their_parts(critic_roles):
 
 
 def test_a_checkpoint_brings_back_actor_and_critic_and_the_stages_schedule(critic_roles, model_path, tmp_path):
-    solver = critic_roles.solver
+    solver = critic_roles.policy("solver")
     solver.reset_optimizer(STAGE2_STEPS)
     update(solver)
     solver.save(str(tmp_path / "solver"), "global_step5", {"global_step": 5})
@@ -248,7 +199,7 @@ def test_a_checkpoint_brings_back_actor_and_critic_and_the_stages_schedule(criti
     next_step = update(solver)
     num_ranks = len(solver.actor_model_group._actor_handlers)
     with built(critic_config(model_path, num_ranks), resume_from=str(tmp_path)) as resumed:
-        again = resumed.solver
+        again = resumed.policy("solver")
         assert again.loaded_step == 5
         for name, group in groups_of(again).items():
             assert distance(watched(group, "weights"), kept[name]) == 0
@@ -313,9 +264,9 @@ def one_weight_for_the_row(log_pi: torch.Tensor, turn: Turn) -> torch.Tensor:
 def test_each_token_is_corrected_by_its_own_ratio(corrected_roles, models, name):
     mode, roles = corrected_roles
     # learning rates are 0 here: both policies stay as they began
-    models.policy.load_state_dict(watched(roles.solver.actor_model_group, "weights"))
+    models.policy.load_state_dict(watched(roles.policy("solver").actor_model_group, "weights"))
     batch = sampled_by_another_engine(models)
-    policy = roles.solver if name == "solver" else roles.guidance
+    policy = roles.policy("solver") if name == "solver" else roles.policy("guidance")
     rows = solver_rows(batch, 2) if name == "solver" else guidance_rows(batch)
 
     made = policy.maker.make_batch(batch, stage=2)
@@ -346,7 +297,7 @@ def test_each_token_is_corrected_by_its_own_ratio(corrected_roles, models, name)
 def test_equal_log_probs_need_no_correction(corrected_roles, models):
     """With an engine that says what the trainer says, every weight is 1."""
     _, roles = corrected_roles
-    models.policy.load_state_dict(watched(roles.solver.actor_model_group, "weights"))
+    models.policy.load_state_dict(watched(roles.policy("solver").actor_model_group, "weights"))
     batch = make_batch((2, 2, 1), 2)
     with torch.no_grad():
         for t in batch:
@@ -356,4 +307,4 @@ def test_equal_log_probs_need_no_correction(corrected_roles, models):
             t.attempt.log_probs[:] = own[start - 1 : start - 1 + len(t.attempt.token_ids)].tolist()
             t.revision.log_probs[:] = own[after - 1 :].tolist()
     expected = direct_gradient(solver_rows(batch, 1), models.policy, models.reference)
-    assert error(actor_gradient(roles.solver, batch, 1), expected) < TOLERANCE
+    assert error(actor_gradient(roles.policy("solver"), batch, 1), expected) < TOLERANCE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from score_openrlhf.trainer.metrics import STEP_METRICS
-from tests.wandb_files import read
+from score_openrlhf.rollout.metric_table import STEP_METRICS
+from tests.support.wandb_files import read
 
 
 def test_offline_files_hold_the_numbers_of_every_step(guided_run):

@@ -51,6 +51,26 @@ def test_two_errors_are_both_told():
     ]
 
 
+def test_the_error_that_came_first_is_raised_whatever_its_place():
+    guidance_failed = threading.Event()
+
+    def solver() -> None:
+        guidance_failed.wait(10)
+        time.sleep(0.05)  # the event comes before the raise
+        raise RuntimeError("the other ranks are gone")
+
+    def guidance() -> None:
+        guidance_failed.set()
+        raise MemoryError("no room for the batch")
+
+    with pytest.raises(MemoryError) as raised:
+        at_once({"solver": solver, "guidance": guidance})
+    assert raised.value.__notes__ == [
+        "while the guidance policy learned",
+        "the solver policy failed too: RuntimeError('the other ranks are gone')",
+    ]
+
+
 def test_seconds_of_a_step_are_each_phases_own_and_those_of_the_run_add_up_to_the_wall():
     clock = Clock()
     clock.add("rollout", time.perf_counter() - 3.0)

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from score_openrlhf.config import packaged
 from score_openrlhf.config.compose import Resolved, load_config, save, to_yaml_with_sources
 from score_openrlhf.config.errors import ConfigError
 from score_openrlhf.config.host_defaults import HOST_DEFAULTS
 from score_openrlhf.config.keys import keys
+from score_openrlhf.config.packaged import PROJECT_CONFIGS
 from score_openrlhf.config.refused import REFUSED
 from score_openrlhf.config.schema import Config
-from score_openrlhf.config.sources import PROJECT_CONFIGS
 from score_openrlhf.config.validate import method_of
 
 RL_GUIDED = """\
@@ -221,9 +222,35 @@ def test_missing_file_is_named_with_its_neighbours(write, tmp_path):
     (problem,) = problems("scor_math.yaml")
     assert problem == f"{tmp_path}/scor_math.yaml does not exist; near names in that folder: score_math.yaml"
     (problem,) = problems("nowhere/x.yaml")
-    assert problem == f"{tmp_path}/nowhere/x.yaml does not exist, nor does its folder"
+    assert problem.startswith(f"{tmp_path}/nowhere/x.yaml does not exist, nor does its folder; the package has play")
     (problem,) = problems("x.json")
     assert "ends in .yaml" in problem
+
+
+def test_configurations_of_the_package_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name, by_path = (load_config(word, []) for word in ("score_math", str(PROJECT_CONFIGS / "score_math.yaml")))
+    assert by_name.cfg == by_path.cfg and by_name.config_path == str(PROJECT_CONFIGS / "score_math.yaml")
+    assert by_name.sources["alpha"] == "configs/score_math.yaml"
+    assert packaged.names() == sorted(path.stem for path in PROJECT_CONFIGS.glob("*.yaml"))
+
+
+def test_a_file_of_ones_own_extends_the_package_s_from_any_folder(write, tmp_path, monkeypatch):
+    path = write("defaults: [rl_guided_score_math, _self_]\nalpha: 3\n", "own.yaml")
+    monkeypatch.chdir(tmp_path.parent)
+    loaded = load_config(path, [])
+    assert (loaded.cfg.alpha, loaded.cfg.train_guidance_model) == (3, True)
+
+
+def test_a_name_the_package_does_not_know_is_answered_with_all_it_has(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (problem,) = problems("rl_guided_score_mth")
+    assert problem.startswith(
+        "rl_guided_score_mth is not a configuration of the package; did you mean rl_guided_score_math?"
+    )
+    assert all(name in problem for name in packaged.names()) and "ends in .yaml" in problem
+    (problem,) = problems("configs/score_math.yaml")  # as the docs write it, from another folder
+    assert problem.endswith("the one that comes with the package is called score_math, without folder and .yaml")
 
 
 def test_missing_default_and_broken_yaml_name_the_file(write, tmp_path):

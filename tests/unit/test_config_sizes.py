@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from score_openrlhf.config.derive import is_update_step, schedule_length
-from score_openrlhf.config.host_args import OURS, host_args, sizes
+from score_openrlhf.cluster.placement import place
+from score_openrlhf.config.host_args import OURS, host_args
 from score_openrlhf.config.host_defaults import HOST_DEFAULTS
+from score_openrlhf.config.policies import spec_of
 from score_openrlhf.config.schema import Config
+from score_openrlhf.config.sizes import schedule_length, sizes
 from score_openrlhf.config.stages import num_steps, stage_of
-from score_openrlhf.policies.placement import place
 
 
 def config(**values) -> Config:
@@ -120,8 +121,10 @@ def test_sizes_of_a_worked_example():
     solver, guidance = sizes(cfg, "solver"), sizes(cfg, "guidance")
     assert (solver.trajectories_per_step, solver.padded_rows, solver.optimizer_steps_per_update) == (18, 24, 3)
     assert (solver.num_updates, solver.scheduler_steps) == (9, 27)
-    assert [step for step in range(10) if is_update_step(cfg, "guidance", step)] == [2, 5, 8]
+    assert [step for step in range(10) if spec_of(cfg, "guidance").is_due(step)] == [2, 5, 8]
     assert (guidance.num_updates, guidance.scheduler_steps) == (3, 9)
+    # stage II, steps 4 to 9: six updates of the solver and two of the guidance model, of three optimizer steps each
+    assert schedule_length(cfg, "solver", range(4, 10)) == 18 and schedule_length(cfg, "guidance", range(4, 10)) == 6
     args = args_of(cfg, "guidance")
     assert (args.rollout.n_samples_per_prompt, args.rollout.batch_size, args.train.batch_size) == (3, 8, 8)
 

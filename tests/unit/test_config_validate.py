@@ -6,11 +6,12 @@ import os
 
 import pytest
 
+from score_openrlhf.config import checks, machine
 from score_openrlhf.config.compose import load_config
 from score_openrlhf.config.errors import ConfigError
 from score_openrlhf.config.keys import keys, set_value
+from score_openrlhf.config.packaged import PROJECT_CONFIGS
 from score_openrlhf.config.schema import Config
-from score_openrlhf.config.sources import PROJECT_CONFIGS
 from score_openrlhf.config.validate import method_of, validate, warnings
 
 
@@ -21,6 +22,9 @@ def config(**values) -> Config:
     for name, value in values.items():
         set_value(cfg, name.replace("__", "."), value)
     return cfg
+
+
+RING = dict(ds__ring_attn_size=2, actor__num_gpus_per_node=2, ref__num_gpus_per_node=2)
 
 
 def problems(check_paths: bool = True, **values) -> list[str]:
@@ -90,6 +94,7 @@ REFUSED = [
     (dict(stage1_steps=0, stage2_steps=0), "leave no step to run"),
     (dict(start_stage=2, stage2_steps=0), "leave no step to run"),
     (dict(beta2=0.0), "beta2 is 0"),
+    (dict(beta2=0.2, beta2_max=0.1), "raise beta2_max above 0.2"),
     (dict(beta1=0.0, beta2=0.0), "beta2 is 0"),
     (dict(rollout__top_p=0.9), "set rollout.top_p=1"),
     (dict(actor__policy_loss_type="gspo"), "set actor.policy_loss_type=ppo"),
@@ -99,7 +104,7 @@ REFUSED = [
     (dict(solver__normalise="group_std"), "cancels 1 + alpha = 11.0"),
     (dict(solver__normalise="std", max_steps=100, stage_switch__metric="delta"), "cancels 1 + alpha = 11.0"),
     (dict(solver__normalise="group_std", stage2_steps=0, critic__enable=True), "not what a critic's advantages"),
-    (dict(solver__baseline="group_mean", rollout__n_samples_per_prompt=1), "makes every advantage 0"),
+    (dict(solver__baseline="group_mean", rollout__n_samples_per_prompt=1), "makes every advantage of its turn 0"),
     (dict(solver__dynamic_filtering=True, rollout__n_samples_per_prompt=1), "masks every problem"),
     (dict(method="rl_guided_score", guidance__dynamic_filtering=True), "masks every guidance"),
     (dict(actor__adam__betas=[0.9]), "actor.adam.betas is [0.9]"),
@@ -115,6 +120,11 @@ REFUSED = [
     (
         dict(ds__tensor_parallel_size=2, ds__lora__rank=8, actor__num_gpus_per_node=2, train__micro_batch_size=1),
         "does not divide LoRA adapters",
+    ),
+    (dict(vllm__max_num_batched_tokens=256), "256 is less than max_num_seqs 512"),
+    (
+        dict(method="smart_score", vllm__max_num_seqs=64, guidance_vllm__max_num_batched_tokens=32),
+        "guidance engines: max_num_batched_tokens 32 is less than max_num_seqs 64",
     ),
     (dict(placement="shared_reference"), "for two trained policies, method score has one: use split"),
     (
@@ -149,6 +159,12 @@ REFUSED = [
         "attempt 1024 + revision 1024 + guidance 256 = 2304 leave no room",
     ),
     (dict(ds__ring_attn_size=3, actor__num_gpus_per_node=2), "2 GPUs do not divide by ds.ring_attn_size 3"),
+    (
+        dict(ds__ring_attn_size=2, actor__num_gpus_per_node=2, ds__attn_implementation="sdpa"),
+        "with ds.attn_implementation sdpa each rank would see its part of a row alone",
+    ),
+    (dict(ds__grad_accum_dtype="fp32", ds__zero_stage=2), "fp32 has no effect in ZeRO-2"),
+    (dict(ds__grad_accum_dtype="fp16"), "ds.grad_accum_dtype fp16 is neither ds.param_dtype bf16 nor fp32"),
     (dict(ds__zpg=4, actor__num_gpus_per_node=2), "2 GPUs do not divide by ds.zpg 4"),
     (dict(ds__ring_attn_size=2, actor__num_gpus_per_node=4, ref__num_gpus_per_node=1), "ref: 1 GPUs do not divide"),
     (
@@ -185,8 +201,47 @@ REFUSED = [
 
 @pytest.mark.parametrize(("values", "words"), REFUSED, ids=lambda value: value[:40] if isinstance(value, str) else "")
 def test_contradictions_are_refused(values, words):
-    (problem,) = problems(**values)
+    (problem,) = problems(check_paths=False, **values)
     assert words in problem
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
+def test_fp32_with_flash_attention_is_refused_where_torch_is_built_for_gpus(monkeypatch, attention):
+    values = dict(ds__param_dtype="fp32", ds__attn_implementation=attention)
+    validate(config(**values), check_paths=False)  # on a CPU sdpa stands in
+    monkeypatch.setattr(checks, "is_cpu", lambda: False)
+    (problem,) = problems(check_paths=False, **values)
+    assert "kernels for bf16 and fp16 alone; set ds.attn_implementation=sdpa" in problem
+
+
+@pytest.mark.parametrize(
+    ("values", "missing", "words"),
+    [
+        (
+            dict(),
+            "flash_attn",
+            "needs the package flash-attn, which is not installed: set ds.attn_implementation=sdpa",
+        ),
+        (RING, "ring_flash_attn", "pip install ring-flash-attn"),
+        (dict(ds__attn_implementation="sdpa"), "flash_attn", None),
+        (RING, "none such", None),
+    ],
+)
+def test_packages_that_the_gpus_would_be_taken_for_in_vain_are_named_first(monkeypatch, values, missing, words):
+    monkeypatch.setattr(machine, "is_cpu", lambda: False)
+    monkeypatch.setattr(machine, "is_installed", lambda name: name != missing)
+    if words is None:
+        validate(config(**values))
+    else:
+        (problem,) = problems(**values)
+        assert words in problem
+        validate(config(**values), check_paths=False)  # a plan for another machine
+
+
+def test_ring_attention_is_refused_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(machine, "is_cpu", lambda: True)
+    (problem,) = problems(**RING)
+    assert problem == "ds.ring_attn_size 2 needs flash attention, which no CPU has: set it to 1"
 
 
 ALLOWED = [
@@ -264,7 +319,9 @@ def test_unknown_task_and_reward_name_the_nearest():
     ("values", "words"),
     [
         (dict(rollout__n_samples_per_prompt=1), "falls back to the other problems of the batch"),
-        (dict(beta2=0.001), "beta2 0.001 is below beta1 0.01"),
+        (dict(rollout__base_attempts_stage1=1.0), "nothing holds turn 1 to the reference"),
+        (dict(rollout__base_attempts_stage2=0.01), "of rollout.batch_size 32 problems is none"),
+        (dict(beta2_max=0.5, start_stage=2), "beta2_max 0.5 has no effect"),
         (dict(actor__lr_warmup_ratio=0.1), "use constant_with_warmup"),
         (dict(ds__param_dtype="fp16", ds__attn_implementation="sdpa"), "prefer bf16"),
         (dict(ds__param_dtype="fp32"), "no fp32 kernels"),
@@ -277,7 +334,8 @@ def test_unknown_task_and_reward_name_the_nearest():
             "guidance_model_path owner/a is used",
         ),
         (dict(rollout__micro_batch_size=48, train__batch_size=32), "64 trajectories a step are padded with 32 empty"),
-        (dict(critic__enable=True, solver__baseline="batch_mean"), "has no effect with a critic"),
+        (dict(critic__enable=True, solver__baseline="batch_mean"), "solver.baseline batch_mean has no effect"),
+        (dict(critic__enable=True, solver__baseline_t2="batch_mean"), "solver.baseline_t2 batch_mean has no effect"),
         (dict(solver__warmup_steps=300), "solver: no step of the run updates it"),
     ],
 )

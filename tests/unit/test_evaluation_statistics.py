@@ -27,6 +27,9 @@ def test_bootstrap_interval_is_the_binomial_one():
     estimate = bootstrap([[1.0]] * 30 + [[0.0]] * 70)
     assert estimate.value == pytest.approx(0.3) and estimate.cases == 100
     assert estimate.low == pytest.approx(0.210, abs=0.02) and estimate.high == pytest.approx(0.390, abs=0.02)
+    # four times as many: half as wide, 0.255 to 0.345; one-sided ends would be at 0.262 and 0.338
+    estimate = bootstrap([[1.0]] * 120 + [[0.0]] * 280)
+    assert estimate.low == pytest.approx(0.255, abs=0.004) and estimate.high == pytest.approx(0.345, abs=0.004)
 
 
 def test_bootstrap_draws_problems_and_not_samples():
@@ -75,6 +78,7 @@ def test_majority_by_hand():
     # an attempt and its revision are one ballot of two answers
     assert majority_at_k([["b", "a"], ["c", "a"]], "a", 2) == 1
     assert majority_at_k([[None], [None]], "a", 2) == 0  # nobody voted
+    assert majority_at_k([[None], [None], ["a"]], "a", 3) == 1  # who abstains does not vote for nothing
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=6), st.data())
@@ -87,6 +91,8 @@ def test_majority_of_many_ballots_is_drawn_and_close():
     votes = [["a"]] * 20 + [["b"]] * 10
     # hypergeometric: P(at least 2 of 3 are a) = (C(20,2) 10 + C(20,3)) / C(30,3) = (1900 + 1140) / 4060
     assert majority_at_k(votes, "a", 3) == pytest.approx(3040 / 4060, abs=0.08)
+    # no ballot twice: of 21 at most 10 are b
+    assert majority_at_k(votes, "a", 21) == 1
 
 
 def test_distinct_n_by_hand():
@@ -102,6 +108,11 @@ def test_self_bleu_by_hand():
     assert self_bleu(["check the ones", "check the tens"]) == pytest.approx((2 / 3 * 1 / 2 * 0.1) ** (1 / 3))
     # "a" against "a b": brevity exp(1 - 2), precision 1; "a b" against "a": 1/2 and 0.1 of 1, no brevity penalty
     assert self_bleu(["a", "a b"]) == pytest.approx((math.exp(-1) + math.sqrt(0.5 * 0.1)) / 2)
+
+
+def test_self_bleu_takes_a_word_as_often_as_the_others_have_it():
+    # "a a" against "a b": one of its two a counts, no pair: (1/2 * 0.1) ** (1/2); the other way the same
+    assert self_bleu(["a a", "a b"]) == pytest.approx((1 / 2 * 0.1) ** 0.5)
 
 
 WORDS = st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=6).map(" ".join), min_size=2, max_size=5)

@@ -11,7 +11,7 @@
     stack/test_gradients.py::test_the_guidance_models_gradient_is_that_of_the_equations
  4  The KL is made of numbers or of distances of parameters, or its coefficient is not used: no KL gradient.
     unit/test_objective_faults.py::test_the_kl_moves_the_policy_where_an_item_would_not
-    unit/test_objective_faults.py::test_the_kl_is_not_a_squared_distance_of_parameters
+    unit/test_objective_faults.py::test_the_kl_is_of_policies_and_not_of_their_parameters
     unit/test_objective_faults.py::test_each_kl_coefficient_is_used_by_its_turn
     stack/test_gradients.py::test_another_objective_would_be_seen
  5  Stage II logs the shaped reward and trains on the plain one.
@@ -68,19 +68,19 @@ import score_openrlhf  # before OpenRLHF, which imports flash_attn
 from openrlhf.models import PolicyLoss
 from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
 
+from benchmarks.tiny_models import make_tokenizer
 from score_openrlhf.config.schema import Config
 from score_openrlhf.experience.maker import PolicyBatch
 from score_openrlhf.experience.rows import solver_row
 from score_openrlhf.policies.build import Roles
+from score_openrlhf.rollout.metrics import trajectory_metrics
 from score_openrlhf.rollout.prompts import SolverPrompts, encode_text
 from score_openrlhf.rollout.trajectory import Sample
 from score_openrlhf.tasks.base import Problem
 from score_openrlhf.tasks.math import MathTask
 from score_openrlhf.trainer import checkpoint
-from score_openrlhf.trainer.metrics import trajectory_metrics
 from score_openrlhf.trainer.score import NoUpdate, SCoReTrainer
-from tests.fakes import grade, sample, trajectory
-from tests.tiny_models import make_tokenizer
+from tests.support.fakes import grade, sample, trajectory
 from tests.unit.test_executor import PLAN, PROBLEM, TEMPLATES, Engine, run
 from tests.unit.test_experience_makers import guidance_maker
 
@@ -271,7 +271,7 @@ def test_a_failed_guidance_is_counted_and_takes_no_part(tokenizer):
             raise ValueError("engine said no")
         return "check the sum"
 
-    trajectories, _, _, _ = run(tokenizer, tutor=Engine(tokenizer, reply))
+    trajectories, _, _, _ = run(tokenizer, guidance=Engine(tokenizer, reply))
     metrics = trajectory_metrics(trajectories)
     assert metrics["rollout/failed"] == 1 / 3
     assert metrics["acc_t2"] == 1.0  # of the two that have a revision
@@ -303,6 +303,7 @@ class FakePolicy:
         self.loaded_step = loaded_step
         self.kl_ctl = SimpleNamespace(value=0.05)
         self.engines = SimpleNamespace(version=0)
+        self.kept: dict = {}  # the maker's state
 
     def make_batch(self, trajectories, *, stage):
         return self.batch
@@ -310,10 +311,16 @@ class FakePolicy:
     def update(self, batch, step):
         self.updates += 1
         self.optimizer_steps += 1
-        return {"skipped_windows": 0}
+        return {"skipped_windows": 0, "nonfinite_steps": 0}
 
     def sync(self):
         self.engines.version = self.updates
+
+    def state(self):
+        return self.kept
+
+    def restore(self, state):
+        self.kept = state
 
     def save(self, folder, tag, client_states):
         target = Path(folder) / "_actor" / tag
@@ -325,14 +332,16 @@ def trainer(root: Path, guidance: FakePolicy, *, limit: int = 3) -> SCoReTrainer
     cfg = Config(method="rl_guided_score")
     cfg.guidance.max_steps_without_update = limit
     progress = SimpleNamespace(phase=lambda *args, **kwargs: None)
-    roles = Roles(FakePolicy("solver", loaded_step=guidance.loaded_step), guidance, None)
-    return SCoReTrainer(cfg, roles, [Problem("p", "1 plus 2?", "3", {})], [], None, progress, root)
+    run_log = SimpleNamespace(output_dir=root, steps=list)
+    policies = [FakePolicy("solver", loaded_step=guidance.loaded_step), guidance]
+    roles = Roles(policies, {policy.name: policy.engines for policy in policies})
+    return SCoReTrainer(cfg, roles, [Problem("p", "1 plus 2?", "3", {})], [], run_log, progress, root)
 
 
 def test_a_policy_with_signal_is_updated_at_its_first_due_step(tmp_path):
     """No running mean, no first reward, nothing at all has to be there before a policy learns."""
     guidance = FakePolicy("guidance")
-    metrics = trainer(tmp_path, guidance).update_policy(guidance, [], 1, due=True)
+    metrics = trainer(tmp_path, guidance).update_policy(guidance, [], 1)
     assert guidance.updates == 1
     assert (metrics["guidance/updated"], metrics["guidance/no_signal"]) == (1.0, 0.0)
 
@@ -340,15 +349,23 @@ def test_a_policy_with_signal_is_updated_at_its_first_due_step(tmp_path):
 def test_what_the_host_says_of_an_update_is_logged_under_the_policys_name(tmp_path):
     class Speaking(FakePolicy):
         def update(self, batch, step):
-            said = {"entropy_loss": 1.5, "is_filter_ratio": 0.25, "critic_loss": 0.5, "policy_loss": 9.0}
+            said = {
+                "entropy_loss": 1.5,
+                "is_filter_ratio": 0.25,
+                "critic_loss": 0.5,
+                "policy_loss": 9.0,
+                "values": 1.0,
+            }
             return super().update(batch, step) | said
 
     guidance = Speaking("guidance")
-    metrics = trainer(tmp_path, guidance).update_policy(guidance, [], 1, due=True)
+    metrics = trainer(tmp_path, guidance).update_policy(guidance, [], 1)
     assert metrics["guidance/entropy_loss"] == 1.5  # actor.entropy_coef=0 asks for nothing but this line
     assert metrics["guidance/is_filter_ratio"] == 0.25
     assert metrics["guidance/critic_loss"] == 0.5
-    assert "guidance/policy_loss" not in metrics  # a mean of micro batches; `loss` is the batch's
+    assert metrics["guidance/policy_loss"] == 9.0
+    assert "guidance/values" not in metrics
+    assert metrics["guidance/grad_norm"] is None  # it took no step that would have one
 
 
 @pytest.mark.parametrize(
@@ -361,17 +378,20 @@ def test_what_the_host_says_of_an_update_is_logged_under_the_policys_name(tmp_pa
 def test_a_policy_that_stays_without_an_update_is_an_error(tmp_path, nothing, cause):
     guidance = FakePolicy("guidance", **nothing)
     guided = trainer(tmp_path, guidance, limit=3)
+    guided.cfg.guidance.update_every = 2
     for _ in range(2):
-        metrics = guided.update_policy(guidance, [], 1, due=True)
+        metrics = guided.update_policy(guidance, [], 1)
         assert (metrics["guidance/updated"], metrics["guidance/no_signal"]) == (0.0, 1.0)
-        guided.update_policy(guidance, [], 1, due=False)  # a step that is not its turn does not count
+        guided.step += 1
+        guided.update_policy(guidance, [], 1)  # a step that is not its turn does not count
+        guided.step += 1
     with pytest.raises(NoUpdate, match=f"guidance policy had no update for 3 steps.*{cause}"):
-        guided.update_policy(guidance, [], 1, due=True)
+        guided.update_policy(guidance, [], 1)
 
     guided = trainer(tmp_path, guidance, limit=3)
     guidance.steps_without_update = 2
     guidance.batch = FakePolicy("guidance").batch
-    guided.update_policy(guidance, [], 1, due=True)
+    guided.update_policy(guidance, [], 1)
     assert guidance.steps_without_update == 0
 
 
@@ -389,7 +409,7 @@ def test_both_policies_are_saved_and_go_on_from_the_same_step(tmp_path):
 
     # the faulty way: a solver of step 4 beside the guidance model as it was at the start
     forgetful = trainer(tmp_path, FakePolicy("guidance", loaded_step=4))
-    forgetful.roles.guidance.loaded_step = 0
+    forgetful.roles.policy("guidance").loaded_step = 0
     with pytest.raises(checkpoint.CheckpointError, match="guidance is of step 0"):
         forgetful.resume(saved)
 

@@ -1,9 +1,12 @@
 """The answer that a solution states, and whether it is the gold one."""
 
+import time
+
 import pytest
 
+from score_openrlhf.tasks.answers.stated import stated_answer
 from score_openrlhf.tasks.latex import brace_fractions, last_boxed
-from score_openrlhf.tasks.math import MathTask, stated_answer
+from score_openrlhf.tasks.math import MathTask
 
 TASK = MathTask()
 CLOSE = "I hope it is correct."
@@ -122,3 +125,84 @@ def test_boxes_nest_and_may_be_without_braces():
     assert last_boxed(r"\boxed{\{1, 2\}}") == r"\{1, 2\}"
     assert last_boxed(r"\boxed 5") == "5"
     assert last_boxed("no box") is None
+
+
+def test_what_cannot_be_read_here_is_compared_by_math_verify():
+    gold = r"\frac{d}{dx} x^2"
+    assert TASK.grade(r"\boxed{\frac{d}{dx} (x^2)}", gold).status == "right"
+    assert TASK.grade(r"\boxed{\frac{d}{dx} x^3}", gold).status == "wrong"
+
+
+HUGE = [
+    "9^{9^{9^9}}",
+    "99999999!",
+    r"\binom{1000000000}{500000000}",
+    "9" * 15000,
+    "(" * 3000 + "5" + ")" * 3000,
+    "{" * 2000 + "5" + "}" * 2000,
+    "1+" * 700 + "1",
+    r"\sqrt{" * 400 + "5" + "}" * 400,
+    "5," * 5000 + "5",
+    "((((1+1)^9)^9)^9)^9",
+    r"\sin(10^{100})",
+    "e^{e^{e^{e^{10}}}}",
+    "2" + "!" * 20,
+    r"\sqrt[1000]{10^{1000}}",
+    "1e9999",
+    r"\text{a}" * 2000,
+]
+
+
+@pytest.mark.parametrize("text", HUGE, ids=[text[:12] for text in HUGE])
+def test_what_is_too_large_to_compute_is_wrong_at_once(text):
+    started = time.process_time()
+    assert TASK.grade(rf"\boxed{{{text}}}", "5").status in ("wrong", "unparsable")
+    assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "correct"),
+    [
+        ("18 - 13", False),
+        ("I think 18 - 13", False),
+        ("18 - 13 = undecided, a special way", False),
+        ("So we get 18 - 13 = 5", True),
+        ("It is 5 apples", True),
+        ("5 or 6", False),
+        ("5 6 7 8", False),
+        (r"\boxed{5} \boxed{6}", False),
+        (r"\boxed{6}, \boxed{5}", False),
+        (r"\boxed{6}. No: \boxed{5}", True),
+        (r"\boxed{\text{either } 5 \text{ or } 6}", False),
+        (r"\boxed{18-13=6}", False),
+        (r"\boxed{\phantom{6}5}", True),
+        (r"\boxed{\textcolor{white}{6}5}", False),
+        ("The answer is not 5.", False),
+        ("The answer is either 5 or 6.", False),
+        ("The answer is $5 or $6.", False),
+        ("The answer is the number you get from 18 - 13.", False),
+        ("The answer is 5 because 18 - 13 = 5.", True),
+        ("The answer is 5, I guess 6.", False),
+        ("A: 6 A: 5", False),
+    ],
+)
+def test_whole_texts_that_try_to_be_paid(text, correct):
+    assert TASK.grade(text, "5", problem="What is 18 - 13?").correct == correct
+
+
+def test_notes_say_what_a_right_answer_leans_on():
+    def notes(text, gold, problem="x"):
+        return TASK.grade(text, gold, problem=problem).notes
+
+    assert notes(r"\boxed{5}", "5") == ()
+    assert notes(r"\boxed{18 - 13 = 5}", "5", "What is 18 - 13?") == ("repeats",)
+    assert notes(r"\boxed{6}. No: \boxed{5}", "5") == ("several",)
+    assert notes(r"\boxed{50\text{ mm}}", "5 cm", "How many mm?") == ("unit",)
+    assert notes(r"\boxed{0.333333}", "1/3") == ("tolerance",)
+
+
+def test_unevaluated_right_goes_by_value():
+    task = MathTask()
+    task.unevaluated = "right"
+    assert task.grade(r"\boxed{18 - 13}", "5", problem="What is 18 - 13?").correct
+    assert not task.grade(r"\boxed{18 - 12}", "5").correct

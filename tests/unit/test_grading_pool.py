@@ -96,8 +96,8 @@ def wait_until(condition, seconds):
 
 def test_grading_processes_import_neither_torch_nor_ray_nor_vllm(math_pool):
     modules = math_pool.grade("modules", "").result().detail.split()
-    assert "math_verify" in modules
-    assert not {"torch", "ray", "vllm", "transformers", "deepspeed", "multiprocessing"} & set(modules)
+    assert "score_openrlhf.tasks.answers.compare" in modules
+    assert not {"sympy", "torch", "ray", "vllm", "transformers", "deepspeed", "multiprocessing"} & set(modules)
 
 
 def test_a_call_past_the_deadline_is_killed_while_others_go_on(pool):
@@ -109,7 +109,7 @@ def test_a_call_past_the_deadline_is_killed_while_others_go_on(pool):
     slow_leak = pool.states_answer("$sleep$", "", "", "19")
     assert slow.result() == Grade("timeout", "no verdict in 1 s")
     assert slow_leak.result() == (False, "timeout")
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 30.0  # of the 60 that it sleeps, however busy the machine
     assert wait_until(
         lambda: len(pool.pids) == 2 and not set(pool.pids) & pids, 10
     )  # both that were killed are replaced
@@ -175,11 +175,19 @@ def test_calls_are_awaited_in_an_event_loop(pool):
             pool.astates_answer("it is 18", "16 eggs", "I get 26", "18"),
             pool.astates_answer("it is 19", "16 eggs", "I get 26", "18"),
             pool.astates_answer("$raise$", "", "", "18"),
+            pool.astates_answer("it is 18", "16 eggs", "I get 18", "18"),
+            pool.astates_answer("check the 16", "16 eggs", "I get 18", "18"),
         )
 
     grade, *leaks = asyncio.run(both())
     assert grade.correct
-    assert leaks == [(True, "ok"), (False, "ok"), (False, "error")]
+    assert leaks == [(True, "ok"), (False, "ok"), (False, "error"), (False, "stated_before"), (False, "ok")]
+
+
+def test_two_answers_are_compared_as_the_grader_compares(pool):
+    assert [pool.equals(a, b).result() for a, b in (("18", "18"), ("19", "18"), ("raise", "18"))] == [
+        (True, "ok"), (False, "ok"), (False, "error"),
+    ]  # fmt: skip
 
 
 HOSTILE = {
@@ -196,9 +204,9 @@ def test_hostile_texts_come_back_and_never_as_right_while_others_are_graded(math
     hostile = {name: math_pool.grade(text, "18") for name, text in HOSTILE.items()}
     assert [math_pool.grade(f"Text {n}: the answer is 18.", "18").result().status for n in range(9)] == ["right"] * 9
     statuses = {name: future.result().status for name, future in hostile.items()}
-    assert statuses["tower"] == "timeout"
-    assert set(statuses.values()) <= {"timeout", "unparsable", "wrong"}
-    assert time.monotonic() - started < 30.0
+    # Not a timeout: those are masked, and no answer may buy that. What is too large to compute is no answer.
+    assert set(statuses.values()) <= {"unparsable", "wrong"}
+    assert time.monotonic() - started < 90.0
 
 
 def test_close_cancels_what_waits_and_leaves_no_process(rough):
@@ -219,7 +227,7 @@ def test_close_cancels_what_waits_and_leaves_no_process(rough):
 PROGRAM = """
 import sys, time
 from score_openrlhf.tasks.pool import GradingPool
-pool = GradingPool(sys.argv[1], processes=2, timeout_seconds=2.0, max_answer_chars=100)
+pool = GradingPool(sys.argv[1], processes=2, timeout_seconds=8.0, max_answer_chars=100)
 pool.grade("spin", "")
 time.sleep(0.2)
 print(*pool.pids, flush=True)
@@ -229,17 +237,10 @@ time.sleep(60)
 
 def test_no_process_is_left_when_the_program_is_killed_terminated_or_interrupted(rough):
     # The program has no `__main__` guard: processes that ran it again would never get as far as printing.
-    programs = {
-        number: subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, rough],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-    }
     left = []
-    for number, program in programs.items():
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        words = [sys.executable, "-c", PROGRAM, rough]
+        program = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         pids = [int(pid) for pid in program.stdout.readline().split()]
         assert len(pids) == 2
         assert not any(gone(pid) for pid in pids)
@@ -248,12 +249,12 @@ def test_no_process_is_left_when_the_program_is_killed_terminated_or_interrupted
         program.stdout.close()
         left += pids
     # The idle process sees its pipe close; the one that spins is ended by its own alarm, 1 s after the deadline.
-    assert wait_until(lambda: all(gone(pid) for pid in left), 10)
+    assert wait_until(lambda: all(gone(pid) for pid in left), 40)
 
 
 def test_a_task_that_cannot_be_made_is_named_at_the_start(tmp_path):
     (tmp_path / "broken.py").write_text("raise OSError('no disk')\n")
-    with pytest.raises(GradingUnavailable, match=r"task '.*broken.py:Broken': OSError: no disk"):
+    with pytest.raises(GradingUnavailable, match=r"broken.py:1 cannot be imported: OSError: no disk"):
         GradingPool(f"{tmp_path}/broken.py:Broken", processes=1, timeout_seconds=1, max_answer_chars=10)
 
 
@@ -283,15 +284,32 @@ def test_a_reward_func_file_replaces_the_grader(tmp_path):
         assert pool.grade("one", "", prompt="P ").result() == Grade("right", score=1.0)
         partial = pool.grade("partial", "", problem="Q ").result()
         assert (partial.status, partial.reward) == ("wrong", 0.25)
-        for label, shown in [("high", r"11.0"), ("text", "'x'"), ("many", "[1, 0]")]:
+        for label, shown in [
+            ("high", "11, outside [0, 1]; correct it, or say its range: task.reward_range=[-1,1], say"),
+            ("text", "'x' for one answer; it must be one finite number"),
+            ("many", "[1, 0] for one answer; it must be one finite number"),
+        ]:
             grade = pool.grade("else", label).result()
             assert grade.status == "error"
-            assert f"gave the reward {shown} for one answer; it must be one number in [0, 1]" in grade.detail
+            assert f"gave the reward {shown}" in grade.detail
+
+
+def test_rewards_of_another_range_are_mapped_onto_0_to_1(tmp_path):
+    (tmp_path / "reward.py").write_text(
+        "def reward_func(queries, prompts, labels):\n    return {'rewards': [float(labels[0])]}\n"
+    )
+    with GradingPool(
+        "playground", processes=1, timeout_seconds=60, max_answer_chars=100, reward_func=f"{tmp_path}/reward.py",
+        reward_range=[-1, 1],
+    ) as pool:  # fmt: skip
+        grades = [pool.grade("x", label).result() for label in ("1", "-1", "0.5", "1.1")]
+    assert [(grade.status, grade.score) for grade in grades[:3]] == [("right", 1.0), ("wrong", 0.0), ("wrong", 0.75)]
+    assert grades[3].status == "error" and "gave the reward 1.1, outside [-1, 1]; correct either" in grades[3].detail
 
 
 def test_a_reward_func_file_without_the_function_is_refused(tmp_path):
     (tmp_path / "reward.py").write_text("def reward(): pass\n")
-    with pytest.raises(GradingUnavailable, match="defines no function reward_func"):
+    with pytest.raises(GradingUnavailable, match="defines no function called 'reward_func'"):
         GradingPool(
             "playground", processes=1, timeout_seconds=5, max_answer_chars=9, reward_func=f"{tmp_path}/reward.py"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from score_openrlhf.launch import place_of
+from score_openrlhf.launch import copy_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("train_*.sh"))
@@ -67,12 +67,12 @@ def test_copies_leave_when_the_driver_is_killed(tmp_path):
 
 
 def test_place_by_the_launcher_s_variables():
-    assert place_of({}).world_size == 1
-    assert place_of({"RANK": "0", "WORLD_SIZE": "1"}).world_size == 1
-    place = place_of({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_SIZE": "8", "MASTER_ADDR": "h", "MASTER_PORT": "1"})
+    assert copy_of({}).world_size == 1
+    assert copy_of({"RANK": "0", "WORLD_SIZE": "1"}).world_size == 1
+    place = copy_of({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_SIZE": "8", "MASTER_ADDR": "h", "MASTER_PORT": "1"})
     assert (place.rank, place.num_nodes, place.address, place.port) == (5, 1, "h", 1)
     with pytest.raises(ValueError, match="MASTER_ADDR and MASTER_PORT not set"):
-        place_of({"RANK": "0", "WORLD_SIZE": "2"})
+        copy_of({"RANK": "0", "WORLD_SIZE": "2"})
 
 
 def test_place_on_several_nodes_by_the_deepspeed_launcher():
@@ -81,7 +81,7 @@ def test_place_on_several_nodes_by_the_deepspeed_launcher():
     for rank in range(16):
         variables = {"RANK": rank, "LOCAL_RANK": rank % 8, "WORLD_SIZE": 16, "LOCAL_SIZE": 8, "CROSS_RANK": rank // 8,
                      "CROSS_SIZE": 2, "MASTER_ADDR": "h", "MASTER_PORT": 1}  # fmt: skip
-        places.append(place_of({name: str(value) for name, value in variables.items()}))
+        places.append(copy_of({name: str(value) for name, value in variables.items()}))
     assert [place.rank for place in places] == list(range(16))
     assert {place.num_nodes for place in places} == {2}
     assert [(place.rank, place.node) for place in places if place.first_of_node] == [(0, 0), (8, 1)]
@@ -105,21 +105,21 @@ SLURM_TASK = SLURM_BATCH | {
 
 
 def test_place_by_srun():
-    place = place_of(SLURM_TASK | {"MASTER_ADDR": "n1", "MASTER_PORT": "4242"})
+    place = copy_of(SLURM_TASK | {"MASTER_ADDR": "n1", "MASTER_PORT": "4242"})
     assert (place.rank, place.world_size, place.node, place.num_nodes) == (1, 2, 1, 2)
     assert place.first_of_node and (place.address, place.port) == ("n1", 4242)
 
 
 def test_a_batch_script_is_no_task_of_a_step():
     """It has most of a task's variables, and would wait for a second copy that nobody starts."""
-    assert place_of(SLURM_BATCH).world_size == 1
+    assert copy_of(SLURM_BATCH).world_size == 1
 
 
 def test_steps_without_a_batch_script_meet_at_their_own_ports(monkeypatch):
     monkeypatch.setattr("score_openrlhf.launch._first_host", lambda nodes: nodes.replace("[1-2]", "1"))
-    ports = {place_of(SLURM_TASK | {"SLURM_STEP_ID": str(step)}).port for step in range(20)}
+    ports = {copy_of(SLURM_TASK | {"SLURM_STEP_ID": str(step)}).port for step in range(20)}
     assert len(ports) == 20 and min(ports) >= 20000 and max(ports) < 30000
-    assert place_of(SLURM_TASK).address == "n1"
+    assert copy_of(SLURM_TASK).address == "n1"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -130,6 +130,14 @@ def test_script_is_bash_and_python(script, starter):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable})
     assert done.returncode == 2, done.stderr
     assert "alpah" in done.stderr and "alpha" in done.stderr
+
+
+@pytest.mark.parametrize("starter", [["bash", str(SCRIPTS[0])], [sys.executable, "-m", "score_openrlhf.launch"]])
+def test_a_configuration_of_the_package_is_named_without_its_folder(starter):
+    """By the scripts, and by the module, which `deepspeed --module` starts where there is no checkout."""
+    words = [*starter, "--local_rank=0", "playground", "alpah=3"]
+    done = subprocess.run(words, cwd="/", capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable})
+    assert done.returncode == 2 and "alpah" in done.stderr and "alpha" in done.stderr, done.stderr
 
 
 def test_a_port_that_is_taken_is_named():

@@ -46,8 +46,9 @@ def test_returns_discount_the_revision_into_the_attempt():
     close(G2, t(0, 11, -10, 1))
 
 
-def test_kl_coefs_anchor_the_attempt_in_stage_1_only():
-    assert o.kl_coefs(stage=1, beta1=0.01, beta2=0.1) == (0.1, 0.01)
+def test_kl_coefs_anchor_the_attempt_in_stage_1_on_top_of_the_default():
+    assert o.kl_coefs(stage=1, beta1=0.25, beta2=0.5) == (0.75, 0.25)
+    assert o.kl_coefs(stage=1, beta1=0.01, beta2=0.1) == pytest.approx((0.11, 0.01))
     assert o.kl_coefs(stage=2, beta1=0.01, beta2=0.1) == (0.01, 0.01)
 
 
@@ -169,10 +170,9 @@ def test_attempts_of_one_mean_have_the_deviation_of_their_revisions():
 
 
 def test_equal_attempts_are_not_divided_by_rounding_noise():
-    thirds = torch.full((3,), 0.1)  # their mean in float32 is not 0.1
-    group = ids(0, 0, 0)
-    advantages = (thirds - o.baseline(thirds, group, kind="group_mean")) / o.group_std(thirds, group)
-    assert advantages.abs().max() < 1e-7
+    tenths = t(0.1, 0.1, 0.1)
+    assert tenths.sum() / 3 != 0.1  # so each is a little off the mean
+    close(o.group_std(tenths, ids(0, 0, 0)), t(1, 1, 1))
 
 
 TURN = ids(1, 1, 0, 2, 2, 0)[None]
@@ -202,8 +202,8 @@ def test_single_turn_advantages():
 @pytest.mark.parametrize(
     "stage, A1, A2, coef1",
     [
-        # G2 = r2 = 1 1 0; the others' means 1/2, 1/2, 1. Turn 1 earns nothing and pays KL at beta2.
-        (1, (0, 0, 0), (0.5, 0.5, -1), 0.1),
+        # G2 = r2 = 1 1 0; the others' means 1/2, 1/2, 1. Turn 1 earns nothing and pays KL at beta1 + beta2.
+        (1, (0, 0, 0), (0.5, 0.5, -1), 0.11),
         # G1 = r1 = 0 1 0 against 1/2, 0, 1/2. G2 = 1 + 10, 1, 0 against 1/2, 11/2, 6.
         (2, (-0.5, 1, -0.5), (10.5, -4.5, -6), 0.01),
     ],
@@ -249,10 +249,12 @@ def test_token_rewards_put_each_return_on_its_turns_last_token():
 def test_turn_gae_resets_at_the_last_token_of_each_turn():
     # turn 2: 5 - 4 = 1. Turn 1, last token: 3 - 2 = 1, next value and accumulator 0; first token:
     # 0 + 0.5 * 2 - 1 + 0.5 * 0.5 * 1 = 0.25. Returns add the values.
-    turn, values = ids(1, 1, 0, 2)[None], t(1, 2, 7, 4)[None]
-    advantages, returns = o.turn_gae(t(0, 3, 8, 5)[None], values, turn, gamma=0.5, lambd=0.5)
-    close(advantages, t(0.25, 1, 0, 1)[None])
-    close(returns, t(1.25, 3, 0, 5)[None])
+    turn = ids(1, 1, 0, 2)[None]
+    for context in (7, math.nan):  # whatever stands on a column that is no action
+        rewards, values = t(0, 3, context, 5)[None], t(1, 2, context, 4)[None]
+        advantages, returns = o.turn_gae(rewards, values, turn, gamma=0.5, lambd=0.5)
+        close(advantages, t(0.25, 1, 0, 1)[None])
+        close(returns, t(1.25, 3, 0, 5)[None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -15,7 +15,8 @@ import score_openrlhf  # noqa: F401  before DeepSpeed, for the platform
 from deepspeed.ops.adam import fused_adam
 from transformers.trainer import get_scheduler
 
-from score_openrlhf.policies.optimizer import restart_adam, use_schedule
+from score_openrlhf.policies.optimizer import Learner, restart_adam, use_schedule
+from tests.support.gpu_stand_in import use_fused_adam
 
 LR, BETAS, EPS, WEIGHT_DECAY = 0.01, (0.9, 0.95), 1e-8, 0.1
 
@@ -24,24 +25,10 @@ def adam_of_torch(parameters):
     return torch.optim.AdamW(parameters, lr=LR, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
 
 
-class Kernel:
-    """What FusedAdam's CUDA kernel computes (deepspeed/csrc/adam/multi_tensor_adam.cu), on the CPU."""
-
-    def multi_tensor_adam(self, chunk, overflow, lists, lr, beta1, beta2, eps, step, adam_w, bias_correction, decay):
-        assert adam_w and bias_correction
-        for gradient, weight, mean, square in zip(*lists, strict=True):
-            mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
-            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            denominator = (square / (1 - beta2**step)).sqrt() + eps
-            weight.sub_(lr * (mean / (1 - beta1**step) / denominator + decay * weight))
-
-
 @pytest.fixture
 def adam_of_cuda(monkeypatch):
     """DeepSpeed's own FusedAdam, which counts in an int; only its kernel is stood in for."""
-    monkeypatch.setattr(fused_adam.FusedAdamBuilder, "load", lambda self, verbose=True: Kernel())
-    accelerator = SimpleNamespace(IntTensor=torch.IntTensor)
-    monkeypatch.setattr(fused_adam, "get_accelerator", lambda: accelerator)
+    use_fused_adam(monkeypatch.setattr)
     return partial(fused_adam.FusedAdam, lr=LR, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
 
 
@@ -122,3 +109,46 @@ def test_a_schedule_of_another_length_from_its_start_and_from_the_middle(name, w
             used.lr_scheduler.step()
             seen.append(used.basic_optimizer.param_groups[0]["lr"])
         assert seen == pytest.approx([LR * part for part in expected[done:]])
+
+
+class Rank(Learner):
+    """A rank whose engine is torch's Adam under a linear schedule of 100 steps, seven of them done."""
+
+    schedule = SimpleNamespace(lr_warmup_ratio=0.5)
+
+    def __init__(self):
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        adam = adam_of_torch([self.weight])
+        factory = partial(
+            get_scheduler, "linear", num_warmup_steps=0, num_training_steps=100, scheduler_specific_kwargs={}
+        )
+        self.engine_made = SimpleNamespace(
+            basic_optimizer=adam, client_lr_scheduler=factory, lr_scheduler=factory(adam)
+        )
+        for _ in range(7):
+            step(adam, self.weight, torch.ones(1))
+            self.engine_made.lr_scheduler.step()
+
+    @property
+    def engine(self):
+        return self.engine_made
+
+    @property
+    def lr(self) -> float:
+        return self.engine.basic_optimizer.param_groups[0]["lr"]
+
+
+def test_a_reset_forgets_moments_and_schedule():
+    rank = Rank()
+    rank.reset_optimizer(8)
+    assert all(not value.any() for state in rank.engine.basic_optimizer.state.values() for value in state.values())
+    assert rank.lr == 0.0  # the first of four steps of warm-up
+    rank.engine.lr_scheduler.step()
+    assert rank.lr == pytest.approx(LR / 4)
+
+
+def test_a_resumed_schedule_goes_on_and_keeps_the_moments():
+    rank = Rank()
+    rank.resume_schedule(20)
+    assert rank.lr == pytest.approx(LR * 7 / 10)  # seven of ten steps of warm-up are done
+    assert all(value.any() for state in rank.engine.basic_optimizer.state.values() for value in state.values())

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from score_openrlhf.config.compose import load_config
 from score_openrlhf.config.errors import ConfigError
 from score_openrlhf.config.keys import set_value
-from score_openrlhf.config.memory import CONTEXT_BYTES, GIB, GRAPH_BYTES, Engine, Held, Pass
-from score_openrlhf.config.model_shape import KNOWN_SHAPES, ModelShape, from_config_json, shape_of
+from score_openrlhf.config.packaged import PROJECT_CONFIGS
 from score_openrlhf.config.schema import Config
-from score_openrlhf.config.sources import PROJECT_CONFIGS
-from score_openrlhf.policies.memory import Cluster, MemoryPlan, plan_memory
+from score_openrlhf.memory_plan.footprint import CONTEXT_BYTES, GIB, GRAPH_BYTES, Engine, ForwardMemory, ModelMemory
+from score_openrlhf.memory_plan.model_shape import KNOWN_SHAPES, ModelShape, from_config_json, shape_of
+from score_openrlhf.memory_plan.plan import Cluster, MemoryPlan, plan_memory
 
 QWEN_7B = KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"]
 PARAMS_7B = 7_615_616_512
@@ -119,7 +119,7 @@ def test_the_playgrounds_shape_is_its_models():
 
 
 def test_states_of_7b_on_8_ranks_by_hand():
-    held = Held(QWEN_7B, value_bytes=2, zero_stage=3, ranks=8)
+    held = ModelMemory(QWEN_7B, value_bytes=2, zero_stage=3, ranks=8)
     eighth = PARAMS_7B // 8
     assert (held.weights(), held.gradients(), held.optimizer()) == (2 * eighth, 2 * eighth, 12 * eighth)
     assert held.reduce_bucket() == 10**9  # 5e8 values of 2 bytes
@@ -131,25 +131,25 @@ def test_states_of_7b_on_8_ranks_by_hand():
 
 
 def test_stages_adapters_and_partitions_by_hand():
-    whole = Held(QWEN_7B, value_bytes=2, zero_stage=2, ranks=8)
+    whole = ModelMemory(QWEN_7B, value_bytes=2, zero_stage=2, ranks=8)
     assert whole.weights() == 2 * PARAMS_7B and whole.gathered() == 0
     assert replace(whole, tensor_parallel=2).weights() == PARAMS_7B
-    alone = Held(QWEN_7B, value_bytes=2, zero_stage=3, ranks=1)
+    alone = ModelMemory(QWEN_7B, value_bytes=2, zero_stage=3, ranks=1)
     assert alone.weights() == 2 * PARAMS_7B and alone.gathered() == 0 and alone.sync(cuda_ipc=False) == 0
     assert alone.optimizer_step() == 6 * (10**9 + 152064 * 3584)  # one sub-group of several
-    adapters = Held(QWEN_7B, value_bytes=2, zero_stage=3, ranks=8, lora_rank=32)
+    adapters = ModelMemory(QWEN_7B, value_bytes=2, zero_stage=3, ranks=8, lora_rank=32)
     # 28 layers x 32 x (3584+3584 + 2*(3584+512) + 3584+3584 + 3*(3584+18944))
     assert adapters.num_trainable == 28 * 32 * (14336 + 8192 + 67584)
     assert adapters.optimizer() == 12 * adapters.num_trainable // 8
     assert adapters.weights() == pytest.approx(2 * (PARAMS_7B + adapters.num_trainable) / 8, abs=1)
-    second = Held(QWEN_7B, value_bytes=2, zero_stage=3, ranks=8, zpg=4)
+    second = ModelMemory(QWEN_7B, value_bytes=2, zero_stage=3, ranks=8, zpg=4)
     assert second.weights() == 2 * PARAMS_7B // 8 + 2 * PARAMS_7B // 4
-    quantised = Held(QWEN_7B, value_bytes=2, zero_stage=3, ranks=1, lora_rank=32, load_in_4bit=True)
+    quantised = ModelMemory(QWEN_7B, value_bytes=2, zero_stage=3, ranks=1, lora_rank=32, load_in_4bit=True)
     assert quantised.weights() < 0.4 * alone.weights()
 
 
 def test_activations_and_logits_of_one_sequence_by_hand():
-    batch = Pass(SMALL, tokens=10, value_bytes=2)
+    batch = ForwardMemory(SMALL, tokens=10, value_bytes=2)
     # norms 2*8*(4+2+2), attention (2*8 + 2*4)*2 + 4*2, MLP 4*16*2 = 312 bytes a token and layer
     assert batch.layer() == 10 * (128 + 56 + 128)
     assert replace(batch, flash_attention=False).layer() == 10 * (312 + 2 * 4 * 2)  # keys and values repeated
@@ -166,7 +166,9 @@ def test_activations_and_logits_of_one_sequence_by_hand():
 
 def test_logits_of_a_real_batch_are_the_largest_part():
     """Four sequences of 4,096 tokens over Qwen's vocabulary: 23 GiB, eight times the checkpointed activations."""
-    activations, logits = Pass(QWEN_7B, tokens=4 * 4096, value_bytes=2).training(checkpointing=True, entropy=False)
+    activations, logits = ForwardMemory(QWEN_7B, tokens=4 * 4096, value_bytes=2).training(
+        checkpointing=True, entropy=False
+    )
     assert logits == 4 * 4096 * 152064 * 10
     assert logits > 6 * activations
 
@@ -180,6 +182,16 @@ def test_an_engines_cache_by_hand():
     over_eight = replace(engine, tensor_parallel=8)  # four heads on eight GPUs: each holds one
     assert over_eight.kv_bytes_per_token() == 57344 // 4 and over_eight.weights() == 2 * PARAMS_7B // 8
     assert replace(engine, gpu_memory_utilization=0.1).kv_tokens() == 0
+
+
+def test_an_engines_workspace_by_hand():
+    """Of each token an MLP's three matrices and two hidden states in bf16 and one hidden state as a float, of each
+    sequence logits and log-probs as floats."""
+    engine = Engine(QWEN_7B, 2, 1, 0.5, 80 * GIB, enforce_eager=False)
+    per_token = (3 * 18944 + 2 * 3584) * 2 + 3584 * 4
+    assert engine.workspace() == 8192 * per_token + 512 * 152064 * 4 * 2
+    smaller = replace(engine, num_seqs=64, batched_tokens=2048)
+    assert smaller.workspace() == 2048 * per_token + 64 * 152064 * 4 * 2
 
 
 ONE_GPU = Cluster(1, 1, 80 * GIB)
@@ -209,6 +221,47 @@ def test_one_policys_states_are_on_a_shared_gpu_at_a_time():
         assert phase(plan, name).parts()["engine weights"] == 2 * params
     # the two policies' optimizer states wait in host memory
     assert plan.host_bytes["solver_actor"] == plan.host_bytes["guidance_actor"] == 14 * params
+
+
+def test_at_start_up_no_policy_has_put_its_states_away_yet():
+    """All roles load at once: two policies' optimizers and gradients, where an update has one."""
+    params = 1_543_714_304
+    parts = phase(planned(), "start-up").parts()
+    assert parts["weights"] == 3 * 2 * params and parts["reduce bucket"] == 2 * 10**9
+    assert parts["optimizer"] == 2 * 12 * params and parts["gradients"] == 2 * 2 * params
+    embedding = 151_936 * 1536  # a sub-group holds 1e9 weights and the parameter that fills it
+    assert parts["optimizer step"] == 4 * (10**9 + embedding)  # gradients of zeros that make Adam's moments
+    assert "KV cache" not in parts and "engine weights" not in parts and "activations" not in parts
+
+    small = Cluster(1, 1, 60 * GIB)
+    plan = planned("rollout.micro_batch_size=1", "train.micro_batch_size=1", cluster=small)
+    (problem,) = plan.problems
+    assert problem.startswith("start-up on the shared GPUs: optimizer 34.5 + ")
+
+
+def test_gradients_that_are_added_up_in_floats_take_floats():
+    params = 1_543_714_304
+    plain, floats = planned(), planned("ds.grad_accum_dtype=fp32")
+    assert phase(floats, "solver update").parts()["gradients"] == 4 * params
+    bucket = 500_000_000
+    for name in ("solver update", "guidance update"):  # and the bucket that comes back is turned into them
+        more = phase(floats, name).parts()["reduction"] - phase(plain, name).parts()["reduction"]
+        assert more == 4 * bucket
+    assert phase(floats, "rollout").parts() == phase(plain, "rollout").parts()
+    assert floats.host_bytes["solver_actor"] == plain.host_bytes["solver_actor"] + 2 * params
+    same = planned("ds.grad_accum_dtype=bf16")
+    assert [one.parts() for one in same.phases] == [one.parts() for one in plain.phases]
+
+
+def test_each_policys_engines_are_planned_as_configured():
+    def batch(*overrides: str) -> dict[str, tuple[int, int]]:
+        return {policy: (e.num_seqs, e.batched_tokens) for policy, e in planned(*overrides).engines.items()}
+
+    assert batch() == {"solver": (512, 8192), "guidance": (512, 8192)}
+    both = ("vllm.max_num_seqs=256", "vllm.max_num_batched_tokens=4096")
+    assert batch(*both) == {"solver": (256, 4096), "guidance": (256, 4096)}
+    own = ("vllm.max_num_seqs=256", "guidance_vllm.max_num_seqs=64", "guidance_vllm.max_num_batched_tokens=2048")
+    assert batch(*own) == {"solver": (256, 8192), "guidance": (64, 2048)}
 
 
 def test_phased_rollout_holds_one_cache_and_pipelined_two():

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from score_openrlhf import platform
+from score_openrlhf.errors import UserError
 from score_openrlhf.platform import detect, hooks, settings
+from score_openrlhf.platform.passed_on import passed_on
 
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 
@@ -22,10 +24,9 @@ cpu_only = pytest.mark.skipif(not detect.is_cpu(), reason="torch is built for an
 
 
 def run_python(code: str, **environment: str) -> dict:
-    """The JSON that `code` prints in a fresh interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
-    )
+    """The JSON that `code` prints in a fresh interpreter, without what this machine's user would pass on to roles."""
+    own = {name: value for name, value in os.environ.items() if name not in passed_on()}
+    done = subprocess.run([sys.executable, "-c", code], env={**own, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -58,13 +59,15 @@ print(json.dumps({
 
 
 @pytest.mark.parametrize("build", [{"cuda": "12.8"}, {"hip": "6.4"}, {"xpu": "20250"}])
-def test_on_accelerators_only_fp32_is_added_and_openrlhf_is_left_alone(tmp_path, build):
+def test_on_accelerators_fp32_is_added_and_openrlhf_is_left_alone(tmp_path, build):
     state = run_python(STATE, PYTHONPATH=write_torch(tmp_path, **build))
 
     assert state["is_cpu"] is False
-    assert state["workarounds"] == ["fp32"]
+    workarounds = set(state["workarounds"])
+    assert {"flash_attn", "fp32", "remote code"} <= workarounds
+    assert workarounds <= {"flash_attn", "fp32", "fused_adam_kernel", "remote code"}
     assert state["environment"] == {}
-    assert set(state["ray"]) == {"runtime_env"}
+    assert set(state["ray"]) == {"address", "runtime_env"}
     assert state["ray"]["runtime_env"]["env_vars"].keys() == {
         "TOKENIZERS_PARALLELISM", "NCCL_DEBUG", "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS",
     }  # fmt: skip
@@ -78,6 +81,7 @@ def test_on_cpu_builds_the_workarounds_are_registered_without_importing_the_stac
 
     assert state["is_cpu"] is True
     assert {"fp32", "torch_cuda", "flash_attn", "zero3_gather_race", "vllm_sleep"} <= set(state["workarounds"])
+    state["environment"].pop(settings.DEFAULTED, None)  # this process may have set it already
     assert state["environment"].items() <= settings.CPU_ENVIRONMENT.items()
     assert (state["attention"], state["sync"]) == ("sdpa", "gloo")
     assert state["imported"] == []
@@ -93,10 +97,11 @@ def test_without_torch_there_is_nothing_to_adapt(monkeypatch):
 def test_ray_starts_with_logical_resources_that_fit_the_roles():
     kwargs = platform.ray_init_kwargs(num_gpus=12)
 
+    assert kwargs["address"] == "local"  # whatever runs beside it
     assert kwargs["num_gpus"] == 12
     assert kwargs["num_cpus"] == 20  # one a GPU bundle, and some for the roles without a GPU
     assert platform.ray_init_kwargs(num_gpus=12, num_cpus=3)["num_cpus"] == 3
-    assert kwargs["runtime_env"]["worker_process_setup_hook"] == "score_openrlhf.platform.activate"
+    assert kwargs["runtime_env"]["worker_process_setup_hook"] == "score_openrlhf.platform.set_up_role"
 
 
 @cpu_only
@@ -118,7 +123,7 @@ def test_what_the_user_has_set_wins(monkeypatch):
 def test_ray_is_not_started_where_vllm_would_not_find_the_plugin(monkeypatch):
     monkeypatch.setattr(settings, "entry_points", lambda group: [])
 
-    with pytest.raises(RuntimeError, match="pip install --no-deps -e"):
+    with pytest.raises(UserError, match="pip install --no-deps -e"):
         platform.ray_init_kwargs(num_gpus=1)
 
 
@@ -255,3 +260,19 @@ def test_flash_attn_stand_ins_unpad_and_pad_again():
     assert (indices.tolist(), cumulative.tolist(), longest) == ([1, 2, 3], [0, 2, 3], 2)
     assert lengths.tolist() == [2, 1]
     assert torch.equal(pad_input(tokens, indices, 2, 3), hidden * mask.unsqueeze(-1))
+
+
+def test_cores_are_shared_among_the_ranks_on_a_cuda_node(monkeypatch):
+    import torch
+
+    seen = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(settings.cores, "usable_cores", lambda: 96)
+    settings.use_cores_for_adam(8)
+    if detect.is_cpu():
+        assert seen == [] and os.environ["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setattr(settings, "is_cpu", lambda: False)
+    for ranks in (8, 200):
+        settings.use_cores_for_adam(ranks)
+    assert seen[-2:] == [12, 1] and os.environ["OMP_NUM_THREADS"] == "1"

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from score_openrlhf.rollout.prompts import GuidancePrompts, SolverPrompts, encode_text
@@ -247,6 +248,50 @@ def test_an_interrupted_build_leaves_nothing_that_could_pass_for_a_playground(tm
     with pytest.raises(KeyboardInterrupt):  # a rebuild that fails leaves the finished one alone
         build_playground(out_dir, **{**SMALL, "warm_start_steps": 4}, progress=interrupt)
     assert json.loads(paths["meta"].read_text())["settings"]["warm_start_steps"] == 3
+
+
+def test_an_interrupted_warm_start_goes_on_and_ends_with_the_same_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm_start, "KEEP_STEPS", 2)
+    options, seen = {**SMALL, "warm_start_steps": 5}, []
+
+    def progress(phase, done, total):
+        seen.append((phase, done))
+        if (phase, done) == ("warm start", stop_at):
+            raise KeyboardInterrupt
+
+    stop_at = None
+    unbroken = build_playground(tmp_path / "unbroken", **options, progress=progress)
+    stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        build_playground(tmp_path / "broken", **options, progress=progress)
+    seen.clear()
+    stop_at = None
+    broken = build_playground(tmp_path / "broken", **options, progress=progress)
+    assert seen == [("warm start", 5), ("measure", 1)]
+    for name in ("model/model.safetensors", "train.jsonl", "eval.jsonl"):
+        files = [paths["meta"].parent / name for paths in (unbroken, broken)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+    meta = [json.loads(paths["meta"].read_text()) for paths in (unbroken, broken)]
+    assert meta[0]["base"] == meta[1]["base"]
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("broken", "unbroken")]
+    assert names[0] == names[1] and not list(tmp_path.glob(".*building"))
+
+
+def test_a_build_of_other_settings_does_not_go_on_from_an_interrupted_one(tmp_path):
+    def interrupt(phase, done, total):
+        seen.append((phase, done))
+        raise KeyboardInterrupt
+
+    seen: list[tuple[str, int]] = []
+    with pytest.raises(KeyboardInterrupt):
+        build_playground(tmp_path / "playground", **SMALL, progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build_playground(tmp_path / "playground", **{**SMALL, "warm_start_seed": 1}, progress=interrupt)
+    assert seen == [("warm start", 3), ("warm start", 3)]  # trained anew, to its end
+    state = torch.load(tmp_path / ".playground.building" / "warm_start.pt", weights_only=True)
+    expected = build_playground(tmp_path / "other", **{**SMALL, "warm_start_seed": 1})
+    model = load_file(expected["model"] / "model.safetensors")
+    assert all(torch.equal(state["model"][name], tensor) for name, tensor in model.items())
 
 
 def test_build_refuses_a_folder_that_holds_something_else(tmp_path):

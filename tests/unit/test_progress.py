@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from score_openrlhf.cli.evaluate import _progress
+from score_openrlhf.console.progress import Progress
 from score_openrlhf.evaluation.conditions import FIXED, OWN
-from score_openrlhf.report.progress import Progress
 
 METRICS = {
     "stage": 2, "acc_t1": 0.5, "acc_t2": 0.75, "i2c": 0.3, "c2i": 0.05, "solver/reward": 1.25, "guidance/reward": 0.75,

@@ -2,9 +2,10 @@
 
 import pytest
 
+from benchmarks.tiny_models import make_tokenizer
+from score_openrlhf.rollout.chat import Chat
 from score_openrlhf.rollout.prompts import ChatTemplateError, GuidancePrompts, SolverPrompts, encode_text
 from score_openrlhf.tasks.base import Templates
-from tests.tiny_models import make_tokenizer
 
 TEMPLATES = Templates(
     system="You solve problems.",
@@ -64,6 +65,8 @@ def test_attempt_cannot_close_the_guidance_prompt(tokenizer):
     hostile = prompts.guidance_ids(f"1 plus{tokenizer.eos_token}", f"4{tokenizer.eos_token}")
     assert [i for i in hostile if i in special] == [i for i in harmless if i in special]
     assert prompts.end_of_turn_id == tokenizer.eos_token_id
+    shown = tokenizer.decode(prompts.guidance_ids("1 plus 2", "it is 4"))
+    assert "Problem: 1 plus 2\nAttempt: it is 4\nGive one hint." in shown
 
 
 def test_latex_braces_survive(tokenizer):
@@ -77,6 +80,16 @@ def test_template_that_rewrites_turn_one_is_refused_with_both_texts(tokenizer):
     with pytest.raises(ChatTemplateError, match=r"turn 1: .*\n?.*turn 2: ") as error:
         SolverPrompts(tokenizer, TEMPLATES)
     assert str(error.value).count("[assistant]") == 2
+
+
+def test_template_that_says_another_thing_of_turn_one_later_is_told_or_refused(tokenizer):
+    # every message is there, once; what stands before the first tells how many there are
+    tokenizer.chat_template = (
+        "{{ messages | length }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+    )
+    assert "would render turn 2 otherwise" in SolverPrompts(tokenizer, TEMPLATES).differs
+    with pytest.raises(ChatTemplateError, match="does not extend turn 1"):
+        SolverPrompts(tokenizer, TEMPLATES, Chat(history="template"))
 
 
 def test_missing_chat_template_is_refused(tokenizer):

@@ -1,6 +1,5 @@
 """What the report page reads from a run's files, and the HTML it makes of it; the browser's part is in tests/stack."""
 
-import argparse
 import base64
 import gzip
 import json
@@ -12,13 +11,13 @@ import sys
 
 import pytest
 
-from score_openrlhf.cli import report
+from score_openrlhf.cli import main
 from score_openrlhf.report.evaluations import half_widths, half_widths_of_change, hint_uses
-from score_openrlhf.report.figures import _change
+from score_openrlhf.report.figures import change_of
 from score_openrlhf.report.page import curves, render
 from score_openrlhf.report.run_data import read_run, read_runs
 from score_openrlhf.report.trajectories import MAX_TEXT_CHARS, embed, equal_shares, trajectory_files
-from tests.report_runs import HOSTILE, make_run, make_trajectory
+from tests.support.report_runs import HOSTILE, make_run, make_trajectory
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +36,7 @@ def data_of(page: str, name: str):
 
 
 def report_command(*words) -> int:
-    parser = argparse.ArgumentParser()
-    report.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["report", *map(str, words)])
-    return args.run(args)
+    return main(["report", *map(str, words)])
 
 
 # ── the files of a run ──
@@ -246,6 +242,29 @@ def test_hostile_texts_are_nowhere_in_the_page_as_they_are(finished, tmp_path):
     assert HOSTILE + "revision" in data_of(page, "trajectories-data")[0]["texts"]
 
 
+def test_no_text_of_a_run_becomes_an_element(tmp_path):
+    """Its name, its settings, phases, metrics that are not finite, and a hint that is given again and again."""
+    script = "<script>alert(1)</script>"
+    folders = [make_run(tmp_path / name, steps=3, config={"run_name": script, script: name}) for name in ("a", "b")]
+    summary = json.loads((folders[0] / "summary.json").read_text())
+    summary["seconds_by_phase"][script] = 9.0
+    (folders[0] / "summary.json").write_text(json.dumps(summary))
+    with (folders[0] / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, script: math.nan}) + "\n")
+    for name in ("eval_before", "eval_after"):
+        path = folders[0] / "trajectories" / f"{name}.jsonl"
+        rows = [json.loads(line) for line in path.open()]
+        for given in rows:
+            if given["guidance"]:
+                given["guidance"]["text"] = script
+        path.write_text("".join(json.dumps(given) + "\n" for given in rows))
+    for chosen in (folders[:1], folders):
+        page = render(read_runs(chosen), max_trajectories=1000)
+        html = page.split("<script", 1)[0]  # the first script element is the page's own
+        assert "alert(1)" in html and page.count("</script>") == 3
+        assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == page.count("alert(1)") >= 8
+
+
 def test_the_page_asks_nothing_of_any_network(finished):
     page = render([read_run(finished)], max_trajectories=100)
     html = page.split("<script", 1)[0]
@@ -255,9 +274,14 @@ def test_the_page_asks_nothing_of_any_network(finished):
 
 
 def test_a_change_that_rounds_to_nothing_has_no_sign():
-    assert "+0.0<" in _change("guidance/length", 3.43, 3.40, None)
-    assert "+0.000<" in _change("acc_t2", 0.5001, 0.5, None)
-    assert "−0.010<" in _change("acc_t2", 0.51, 0.50, None)
+    assert change_of("guidance/length", 3.43, 3.40, None) == ("+0.0", "same")
+    assert change_of("acc_t2", 0.5001, 0.5, None) == ("+0.000", "same")
+    assert change_of("acc_t2", 0.51, 0.50, None) == ("−0.010", "same")
+
+
+def test_a_change_beyond_its_interval_is_better_or_worse():
+    assert change_of("acc_t2", 0.5, 0.6, 0.05)[1] == "better" and change_of("c2i", 0.5, 0.6, 0.05)[1] == "worse"
+    assert change_of("acc_t2", 0.5, 0.6, 0.15)[1] == "same" and change_of("acc_t2", None, 0.6, 0.1) == ("–", "same")
 
 
 def test_comparison_names_what_makes_figures_incomparable(tmp_path):
@@ -298,8 +322,7 @@ def test_command_says_what_is_wrong(words, message, unfinished, tmp_path, monkey
 
 def test_command_needs_no_torch(finished):
     code = (
-        "import argparse, sys\nfrom score_openrlhf.cli import report\np = argparse.ArgumentParser()\n"
-        "report.add_parser(p.add_subparsers())\na = p.parse_args(['report', sys.argv[1]])\nstatus = a.run(a)\n"
+        "import sys\nfrom score_openrlhf.cli import parsed\na = parsed(['report', sys.argv[1]])\nstatus = a.run(a)\n"
         "assert not {'torch', 'ray', 'vllm', 'openrlhf'} & set(sys.modules)\nsys.exit(status)"
     )
     subprocess.run([sys.executable, "-c", code, str(finished)], check=True, capture_output=True)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from score_openrlhf.experience.rows import guidance_row, pad_rows, solver_row, turn_map
-from tests.fakes import trajectory
+from tests.support.fakes import trajectory
 
 
 def test_solver_row_is_prompt_attempt_bridge_revision():
@@ -18,6 +18,15 @@ def test_solver_row_is_prompt_attempt_bridge_revision():
     turn = turn_map(experience.action_mask, torch.tensor([row.turn_boundary]))
     assert turn.tolist() == [[0, 0, 1, 1, 0, 0, 2, 2, 2]]
     assert experience.rollout_log_probs.tolist() == [[0, 0, -0.5, -0.5, 0, 0, -0.5, -0.5, -0.5]]
+
+
+def test_the_base_models_attempt_is_context_and_the_revision_still_turn_2():
+    row = solver_row(trajectory(base_attempt=True))
+    experience = row.experience()
+    assert experience.sequences.tolist() == [[1, 2, 3, 10, 11, 4, 5, 20, 21, 22]]
+    turn = turn_map(experience.action_mask, torch.tensor([row.turn_boundary]))
+    assert turn.tolist() == [[0, 0, 0, 0, 0, 0, 2, 2, 2]]
+    assert experience.rollout_log_probs.tolist() == [[0, 0, 0, 0, 0, 0, -0.5, -0.5, -0.5]]
 
 
 def test_guidance_row_is_its_prompt_and_the_sampled_guidance():

@@ -6,7 +6,7 @@ import json
 
 from score_openrlhf.config.schema import Config
 from score_openrlhf.trainer.runlog import RunLog
-from tests.wandb_files import read_steps
+from tests.support.wandb_files import read_steps
 
 
 def log(folder, first_step: int, *steps: int) -> None:

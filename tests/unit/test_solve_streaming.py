@@ -11,11 +11,11 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.tiny_models import make_tokenizer
 from score_openrlhf.cli.solve import Screen
 from score_openrlhf.evaluation.streaming import TextStream
 from score_openrlhf.rollout.trajectory import Sample
 from score_openrlhf.tasks.base import Grade
-from tests.tiny_models import make_tokenizer
 
 TEXT = "Größe 好 👩‍🔬 is 5 €,\n so \tthe answer is 12."
 

@@ -23,8 +23,8 @@ from tests.unit.test_faults import FakePolicy
 class Learner(FakePolicy):
     """A policy that notes at which step its optimizer or schedule starts anew, and how long the schedule is."""
 
-    def __init__(self, loaded_step: int = 0):
-        super().__init__("solver", loaded_step=loaded_step)
+    def __init__(self, loaded_step: int = 0, name: str = "solver"):
+        super().__init__(name, loaded_step=loaded_step)
         self.events: list[tuple[str, int]] = []
 
     def reset_optimizer(self, scheduler_steps: int) -> None:
@@ -41,12 +41,16 @@ class Trainer(SCoReTrainer):
         self.learner = Learner(loaded_step)
         self.lines: list[dict[str, Any]] = []
         self.deltas = deltas or (0.0,) * 20
-        run_log = SimpleNamespace(step=lambda step, metrics: self.lines.append({"step": step, **metrics}))
+        run_log = SimpleNamespace(
+            steps=list, step=lambda step, metrics: self.lines.append({"step": step, **metrics}), output_dir=root
+        )
         nothing = SimpleNamespace(
             phase=lambda *a, **k: None, step=lambda *a: None, note=lambda *a: None, num_steps=0, started=0.0
         )
         problems = [Problem("p", "1 plus 2?", "3", {})]
-        super().__init__(cfg, Roles(self.learner, None, None), problems, [], run_log, nothing, root)
+        super().__init__(
+            cfg, Roles([self.learner], {"solver": self.learner.engines}), problems, [], run_log, nothing, root
+        )
 
     def train_step(self) -> dict[str, Any]:
         stage = self.stages.stage(self.step)
@@ -98,6 +102,14 @@ def test_the_optimizer_starts_anew_right_before_stage_2(tmp_path, carry):
     reset = [] if carry else [("reset", 3)]
     stages = [("stage", stage) for stage in (1, 1, 2, 2, 2)]
     assert trainer.learner.events == stages[:2] + reset + stages[2:]
+
+
+def test_the_optimizers_of_both_policies_start_anew(tmp_path):
+    trainer = Trainer(config(method="rl_guided_score", carry_optimizer=False), tmp_path)
+    guidance = Learner(name="guidance")
+    trainer.roles.policies.append(guidance)
+    trainer.fit()
+    assert ("reset", 3) in trainer.learner.events and guidance.events == [("reset", 3)]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,15 @@ def test_resumed_run_keeps_a_switch_that_has_happened():
     assert resumed.stage(1) == 1 and resumed.stage(2) == 2 and resumed.num_steps == 5
 
 
+def test_resumed_run_remembers_the_metric_of_the_steps_before():
+    cfg = config(stage_switch=StageSwitchConfig(metric="delta", threshold=0.1, window=2))
+    stages = Stages(cfg)
+    assert not stages.observe(0, {"delta": 0.2})
+    resumed = Stages(cfg)
+    resumed.restore(stages.state(), step=1)
+    assert resumed.observe(1, {"delta": 0.0})  # the mean of both steps is there
+
+
 def test_resumed_run_may_change_the_length_of_a_stage_it_is_still_in():
     stages = Stages(config())
     resumed = Stages(config(stage1_steps=7))

@@ -66,5 +66,5 @@ def test_names_that_are_no_task_are_refused_with_what_there_is(tmp_path):
         make_task("maths")
     with pytest.raises(ValueError, match=f"{tmp_path}/none.py does not exist"):
         make_task(f"{tmp_path}/none.py:Mine")
-    with pytest.raises(ValueError, match="no subclass of Task called 'number'; it has: MathTask"):
+    with pytest.raises(ValueError, match="defines no subclass of Task called 'number'; it has: none"):
         make_task(f"{tmp_path}/mine.py:number")

@@ -36,6 +36,7 @@ def test_guidance_that_states_the_answer_leaks(guidance, answer):
         ("The 26 in the last line is not right.", "26"),  # the attempt has it already
         ("Start from the 16 eggs.", "16"),  # the problem has it already
         ("", "18"),
+        ("Is x what a sum can be?", "x"),  # a letter is in almost any sentence
     ],
 )
 def test_guidance_that_only_points_does_not(guidance, answer):
@@ -51,3 +52,16 @@ def test_spans_cover_the_words_that_state_the_answer():
 def test_expressions_of_broken_latex_are_those_that_can_be_read():
     found = [expression for _, _, expression in expressions(r"\frac{1}{ then 5 and $7, \boxed{9} \sqrt[3]{8}")]
     assert found == ["5", "7", "9", r"\sqrt[3]{8}"]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "problem", "leaks"),
+    [
+        ("The result is 5.", "What is $18 - 13$?", True),  # the problem's expression does not state its value
+        ("Work out $18 - 13$ once more.", "What is $18 - 13$?", False),
+        ("Work out $10 - 5$ instead.", "What is $18 - 13$?", True),
+        ("The result is 5.", "Is 18 - 13 equal to 5?", False),
+    ],
+)
+def test_an_expression_left_to_be_worked_out_states_nothing_in_the_problem(guidance, problem, leaks):
+    assert TASK.states_answer(guidance, problem, "I get 6.", "5") == leaks

@@ -54,7 +54,7 @@ BAD_ROWS = [
     ({"problem": "1?", "answer": ""}, "'answer' is empty"),
     ({"problem": "1?", "answer": None}, "'answer' is null"),
     ({"problem": "1?", "answer": True}, "'answer' is a bool"),
-    ({"problem": "1?", "answer": ["1"]}, "'answer' is a list"),
+    ({"problem": "1?", "answer": []}, "'answer' is an empty list"),
     ('{"problem": "1?", "answer": NaN}', "'answer' is nan"),
 ]
 

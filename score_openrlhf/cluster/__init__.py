@@ -1,0 +1,1 @@
+"""Where roles stand: placement, reservation, engines that outlive a run."""
