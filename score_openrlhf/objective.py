@@ -18,12 +18,11 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from score_openrlhf.config.choices import GUIDANCE_REWARDS
+from score_openrlhf.config.choices import GUIDANCE_REWARDS, KL_CREDITS, NORMALISATIONS
 
+# what `baseline` and `guidance_baseline` compute; `experience/baselines.py` gives them their configured names
 BASELINES = ("none", "batch_mean", "group_mean", "leave_one_out")
-GUIDANCE_BASELINES = ("none", "batch_mean", "leave_one_out")  # and state_value, a function of its own
-KL_CREDITS = ("to_go", "own")
-NORMALISATIONS = ("none", "mean", "std")
+GUIDANCE_BASELINES = ("none", "batch_mean", "leave_one_out")
 
 RIGHT_TO_RIGHT = 0.2  # `transition` pays little for leaving a right attempt right
 WRONG_TO_RIGHT = 1.0
@@ -309,14 +308,23 @@ def token_advantages(
     (kl,) = _token_values(turn, len(A1), kl=kl)
     coefs = _coef_pair(kl_coef)
     _choice("kl_credit", kl_credit, KL_CREDITS)
+    credit_of = KL_CREDITS[kl_credit].load()
     advantages = torch.zeros_like(kl, dtype=torch.promote_types(kl.dtype, A1.dtype))
     for number, advantage, coef in ((1, A1, coefs[0]), (2, A2, coefs[1])):
         of_turn = turn == number
-        credit = torch.where(of_turn, kl, 0)
-        if kl_credit == "to_go":
-            credit = credit.flip(1).cumsum(1).flip(1)
+        credit = credit_of(torch.where(of_turn, kl, 0))
         advantages = torch.where(of_turn, advantage[:, None] - coef * credit, advantages)
     return advantages
+
+
+def kl_to_go(kl: Tensor) -> Tensor:
+    """The sum of each token's KL and that of the later ones; `kl` (B, A) of one turn, 0 elsewhere."""
+    return kl.flip(1).cumsum(1).flip(1)
+
+
+def kl_own(kl: Tensor) -> Tensor:
+    """Each token's KL."""
+    return kl
 
 
 def single_turn_advantages(
@@ -343,14 +351,28 @@ def normalise(advantages: Tensor, turn: Tensor, *, kind: str, skip_turns: Sequen
     wrong = [skipped for skipped in skip_turns if skipped not in (1, 2)]
     if wrong:
         raise ValueError(f"skip_turns holds {wrong[0]!r}; turns are 1 (attempt) and 2 (revision)")
+    normalised = NORMALISATIONS[kind].load()
     for number in (1, 2):
         of_turn = turn == number
-        if kind == "none" or number in skip_turns or not of_turn.any():
+        if number in skip_turns or not of_turn.any():
             continue
-        values = result[of_turn].double()
-        scale = values.var(unbiased=False).clamp(min=1e-8).rsqrt() if kind == "std" else 1.0
-        result = torch.where(of_turn, ((result.double() - values.mean()) * scale).to(result.dtype), result)
+        result = result.masked_scatter(of_turn, normalised(result[of_turn].double()).to(result.dtype))
     return result
+
+
+def unchanged(values: Tensor) -> Tensor:
+    """The values."""
+    return values
+
+
+def centred(values: Tensor) -> Tensor:
+    """The values less their mean."""
+    return values - values.mean()
+
+
+def whitened(values: Tensor) -> Tensor:
+    """The values less their mean, divided by their population deviation."""
+    return centred(values) * values.var(unbiased=False).clamp(min=1e-8).rsqrt()
 
 
 # ── With a critic ──

@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from score_openrlhf.config.derive import guidance_start, has_guidance, method_of, runs_stage, trajectories_per_step
 from score_openrlhf.config.methods import GUIDANCE, SOLVER
 from score_openrlhf.config.policies import (
-    ENGINE_BATCHED_TOKENS,
-    ENGINE_NUM_SEQS,
     learning_specs,
     policy_specs,
     spec_of,
@@ -239,8 +237,8 @@ def check_placement(cfg: Config) -> Iterator[str]:
 def check_engines(cfg: Config) -> Iterator[str]:
     """What an engine computes at once: each sequence it samples from takes one of the batch's tokens."""
     for spec in policy_specs(cfg):
-        num_seqs = spec.engines.max_num_seqs or ENGINE_NUM_SEQS
-        num_tokens = spec.engines.max_num_batched_tokens or ENGINE_BATCHED_TOKENS
+        num_seqs = spec.engines.num_seqs
+        num_tokens = spec.engines.batched_tokens
         if num_tokens < num_seqs:
             yield (
                 f"{spec.name} engines: max_num_batched_tokens {num_tokens} is less than max_num_seqs {num_seqs}, and "

@@ -58,6 +58,27 @@ GUIDANCE_REWARDS: Choices = {
     ),
 }
 
+# function(values (n,), float64: those of one turn of the batch) -> (n,), objective.py
+UNCHANGED = "none"
+NORMALISATIONS: Choices = {
+    UNCHANGED: Choice("as they are", "score_openrlhf.objective:unchanged"),
+    "mean": Choice("less their mean, each turn by itself", "score_openrlhf.objective:centred"),
+    "std": Choice(
+        "less their mean and divided by their deviation, each turn by itself", "score_openrlhf.objective:whitened"
+    ),
+}
+OF_ITS_PROBLEM = "group_std"
+SOLVER_NORMALISATIONS: Choices = {
+    **NORMALISATIONS,
+    OF_ITS_PROBLEM: Choice("divided by the deviation of the problem's returns", "score_openrlhf.objective:group_std"),
+}
+
+# function(kl (B, A) of one turn, 0 elsewhere) -> (B, A), objective.py
+KL_CREDITS: Choices = {
+    "to_go": Choice("the token's estimate and the later ones of its turn", "score_openrlhf.objective:kl_to_go"),
+    "own": Choice("the token's estimate alone", "score_openrlhf.objective:kl_own"),
+}
+
 # function(engines, problems, plan, models=, awake=, **limits) -> trajectories, rollout/generator.py
 SCHEDULES: Choices = {
     "pipelined": Choice("each trajectory walks on its own", "score_openrlhf.rollout.generator:pipelined"),

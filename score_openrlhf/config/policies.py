@@ -50,6 +50,16 @@ class EnginesSpec:
     def num_gpus(self) -> int:
         return self.num_engines * self.tensor_parallel_size
 
+    @property
+    def num_seqs(self) -> int:
+        """Sequences that an engine takes at once."""
+        return self.max_num_seqs or ENGINE_NUM_SEQS
+
+    @property
+    def batched_tokens(self) -> int:
+        """Tokens that an engine computes at once."""
+        return self.max_num_batched_tokens or ENGINE_BATCHED_TOKENS
+
 
 @dataclass(frozen=True)
 class PolicySpec:

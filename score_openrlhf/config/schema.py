@@ -16,7 +16,10 @@ from score_openrlhf.config.choices import (
     BASELINES_T2,
     GUIDANCE_BASELINES,
     GUIDANCE_REWARDS,
+    KL_CREDITS,
+    NORMALISATIONS,
     SCHEDULES,
+    SOLVER_NORMALISATIONS,
     TASKS,
     listed,
 )
@@ -227,15 +230,14 @@ class SolverConfig:
     )
     normalise: str = opt(
         "none",
-        "Normalisation of advantages: none, mean (subtract per turn), std (subtract and divide per turn) or group_std "
-        "(divide each problem's by their own standard deviation).",
-        choices=("none", "mean", "std", "group_std"),
+        f"Normalisation of advantages: {listed(SOLVER_NORMALISATIONS)}.",
+        choices=tuple(SOLVER_NORMALISATIONS),
     )
     allow_std_in_stage2: bool = opt(False, "Allow std and group_std in stage II, where they cancel 1 + alpha.")
     kl_credit: str = opt(
         "to_go",
-        "KL credit of a token: its own estimate and the later ones of its turn, or its own.",
-        choices=("to_go", "own"),
+        f"KL credit of a token: {listed(KL_CREDITS)}.",
+        choices=tuple(KL_CREDITS),
     )
     freeze: bool = opt(False, "Do not train the solver.")
     warmup_steps: int = opt(0, "Steps at the start in which the solver is not updated.", ge=0)
@@ -255,8 +257,8 @@ class GuidanceConfig:
         f"Baseline of a guidance's reward: {listed(GUIDANCE_BASELINES)}.",
         choices=tuple(GUIDANCE_BASELINES),
     )
-    normalise: str = opt("none", "Normalisation of advantages over the batch.", choices=("none", "mean", "std"))
-    kl_credit: str = opt("to_go", "As solver.kl_credit.", choices=("to_go", "own"))
+    normalise: str = opt("none", "Normalisation of advantages over the batch.", choices=tuple(NORMALISATIONS))
+    kl_credit: str = opt("to_go", "As solver.kl_credit.", choices=tuple(KL_CREDITS))
     update_every: int = opt(1, "Update the guidance model every this many steps.", gt=0)
     warmup_steps: int = opt(0, "Steps at the start in which the guidance model is not updated.", ge=0)
     freeze: bool = opt(False, "Do not train the guidance model (its engine still writes the hints).")

@@ -28,6 +28,11 @@ class Estimate(NamedTuple):
     high: float
     cases: int
 
+    @property
+    def half_width(self) -> float:
+        """Half of the interval; NaN where all draws agree, which says nothing about how far others would be off."""
+        return (self.high - self.low) / 2 or math.nan
+
 
 def bootstrap(groups: Sequence[Sequence[float]], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Estimate:
     """The mean over all values with its 95 % percentile interval, problems drawn again with replacement.
@@ -35,15 +40,42 @@ def bootstrap(groups: Sequence[Sequence[float]], *, seed: int = 0, num_resamples
     `groups` holds the values of each problem: those of one problem are not independent, so whole problems are drawn.
     Problems without a value take part and weigh nothing. Raises ValueError if there is no value at all.
     """
+    value, means, cases = _means(groups, _draws(len(groups), seed, num_resamples))
+    return Estimate(value, *_interval(means), cases)
+
+
+def bootstrap_change(
+    before: Sequence[Sequence[float]],
+    after: Sequence[Sequence[float]],
+    *,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Estimate:
+    """The mean of `after` less that of `before` with its interval, as `bootstrap`: the same problems drawn from both.
+
+    Raises ValueError if either has no value at all, or if they are not of equally many problems.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} problems before and {len(after)} after; pass the same ones, empty or not")
+    draws = _draws(len(before), seed, num_resamples)
+    (old, old_means, _), (new, new_means, cases) = _means(before, draws), _means(after, draws)
+    return Estimate(new - old, *_interval(new_means - old_means), cases)
+
+
+def _means(groups: Sequence[Sequence[float]], draws: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """The mean over all values, that of each draw (NaN of one without a value), and the number of values."""
     sums = np.array([math.fsum(group) for group in groups], dtype=float)
     counts = np.array([len(group) for group in groups], dtype=float)
     if not counts.sum():
         raise ValueError("a mean needs at least one value; leave a metric without a case out")
-    draws = _draws(len(groups), seed, num_resamples)
     drawn = draws @ counts
-    means = (draws @ sums)[drawn > 0] / drawn[drawn > 0]  # a draw of problems without a case has no mean
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(sums.sum() / counts.sum()), float(low), float(high), int(counts.sum()))
+    means = np.divide(draws @ sums, drawn, out=np.full(len(drawn), math.nan), where=drawn > 0)
+    return float(sums.sum() / counts.sum()), means, int(counts.sum())
+
+
+def _interval(means: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(means[~np.isnan(means)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 @lru_cache(maxsize=2)

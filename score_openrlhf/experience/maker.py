@@ -16,6 +16,7 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
+from score_openrlhf.config.choices import OF_ITS_PROBLEM, UNCHANGED
 from score_openrlhf.config.schema import Config
 from score_openrlhf.experience.rows import Row, pad_rows, turn_map
 from score_openrlhf.objective import normalise, token_advantages, token_rewards, turn_gae
@@ -133,7 +134,7 @@ class PolicyExperienceMaker(RemoteExperienceMaker):
             )
             turns.append(turn)
         self.observe(experiences, turns)
-        if self.normalise_kind in ("mean", "std"):
+        if self.normalise_kind not in (UNCHANGED, OF_ITS_PROBLEM):
             self._normalise(experiences, turns)
         for experience in experiences:
             # the host moves every key of info to every rank and logs a plain mean; ours are computed on the driver

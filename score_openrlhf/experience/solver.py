@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from score_openrlhf.config.choices import BASELINES_T1, BASELINES_T2
+from score_openrlhf.config.choices import BASELINES_T1, BASELINES_T2, OF_ITS_PROBLEM
 from score_openrlhf.config.methods import SOLVER
 from score_openrlhf.config.schema import Config
 from score_openrlhf.config.sizes import sizes
@@ -108,7 +108,7 @@ class SolverExperienceMaker(PolicyExperienceMaker):
         else:
             b2 = self.baseline_t2(Draws(G2, problem, attempt, r1, used))
         A1, A2 = (G1 - b1) * own1, (free2 - b2) * used
-        if self.normalise_kind == "group_std":
+        if self.normalise_kind == OF_ITS_PROBLEM:
             A1 = A1 / group_std(G1, problem, unit=attempt, mask=own1)
             A2 = A2 / group_std(free2, problem, unit=attempt, mask=used)
         num_used = used.sum().clamp(min=1)

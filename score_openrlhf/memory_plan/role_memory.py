@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from score_openrlhf.cluster.placement import Kind, Role
-from score_openrlhf.config.policies import ENGINE_BATCHED_TOKENS, ENGINE_NUM_SEQS, PolicySpec, spec_of
+from score_openrlhf.config.policies import PolicySpec, spec_of
 from score_openrlhf.config.schema import Config
 from score_openrlhf.memory_plan.footprint import (
     CONTEXT_BYTES,
@@ -47,8 +47,8 @@ def engine_of(cfg: Config, spec: PolicySpec, shape: ModelShape, gpu_memory: int)
         gpu_memory_utilization=spec.engines.gpu_memory_utilization,
         gpu_memory=gpu_memory,
         enforce_eager=cfg.vllm.enforce_eager,
-        num_seqs=spec.engines.max_num_seqs or ENGINE_NUM_SEQS,
-        batched_tokens=spec.engines.max_num_batched_tokens or ENGINE_BATCHED_TOKENS,
+        num_seqs=spec.engines.num_seqs,
+        batched_tokens=spec.engines.batched_tokens,
     )
 
 

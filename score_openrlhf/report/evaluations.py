@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any
 
-Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+from score_openrlhf.evaluation.statistics import bootstrap, bootstrap_change
+
 MAX_HINTS = 12
 
 
@@ -25,22 +24,18 @@ class HintUse:
 
 
 def half_widths(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Half of the 95 % interval of each metric: 1.96 standard errors; all samples of a problem are one draw."""
-    return {metric: Z_95 * _standard_error(values.values()) for metric, values in _by_problem(rows).items()}
+    """Half of the 95 % interval of each metric; all samples of a problem are one draw."""
+    problems = _problems(rows)
+    return {metric: bootstrap(_groups(of, problems)).half_width for metric, of in _by_problem(rows).items()}
 
 
 def half_widths_of_change(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The same of the change, paired by problem; a metric that is of other problems now and then is not paired."""
-    old, new = _by_problem(before), _by_problem(after)
-    widths = {}
-    for metric in old.keys() & new.keys():
-        first, last = old[metric], new[metric]
-        if first.keys() == last.keys():
-            error = _standard_error(last[problem] - first[problem] for problem in last)
-        else:
-            error = math.hypot(_standard_error(first.values()), _standard_error(last.values()))
-        widths[metric] = Z_95 * error
-    return widths
+    """The same of the change, the same problems drawn from both."""
+    old, new, problems = _by_problem(before), _by_problem(after), _problems([*before, *after])
+    return {
+        metric: bootstrap_change(_groups(old[metric], problems), _groups(new[metric], problems)).half_width
+        for metric in old.keys() & new.keys()
+    }
 
 
 def hint_uses(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[HintUse]:
@@ -67,13 +62,21 @@ def _hints(rows: Iterable[dict[str, Any]]) -> Counter[str]:
     return Counter(_hint(row) for row in rows if row["guidance"])
 
 
-def _by_problem(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Metric -> problem -> mean over those of the problem's trajectories that count for the metric."""
+def _problems(rows: Iterable[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["problem_id"] for row in rows))
+
+
+def _groups(values: dict[str, list[float]], problems: Sequence[str]) -> list[list[float]]:
+    return [values.get(problem, []) for problem in problems]
+
+
+def _by_problem(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Metric -> problem -> the values of those of the problem's trajectories that count for the metric."""
     values: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         for metric, value in _values(row).items():
             values.setdefault(metric, {}).setdefault(row["problem_id"], []).append(float(value))
-    return {metric: {key: fmean(found) for key, found in problems.items()} for metric, problems in values.items()}
+    return values
 
 
 def _values(row: dict[str, Any]) -> dict[str, float]:
@@ -99,9 +102,3 @@ def _values(row: dict[str, Any]) -> dict[str, float]:
         "c2i": right1 and not right2,
         "break_rate" if right1 else "fix_rate": right1 != right2,
     }
-
-
-def _standard_error(values: Iterable[float]) -> float:
-    found = list(values)
-    error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
-    return error or math.nan  # values that are all alike say nothing about how far others would be off

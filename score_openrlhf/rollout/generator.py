@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from score_openrlhf.config.methods import GUIDANCE
+from score_openrlhf.config.policies import ENGINE_NUM_SEQS
 from score_openrlhf.errors import RunError
 from score_openrlhf.rollout.executor import SamplingPlan, firsts, fork
 from score_openrlhf.rollout.trajectory import Sample, Trajectory
@@ -64,18 +65,18 @@ def collect(
     plan: SamplingPlan,
     *,
     given: Given = None,
+    engine_num_seqs: int = ENGINE_NUM_SEQS,
     max_failed_fraction: float,
     max_error_fraction: float = 1.0,
 ) -> list[Trajectory]:
     """The `len(problems) x N x K` trajectories of one step, in the order of `problems`.
 
-    `given` holds the N attempts of the base model for each problem that has them. Each engine is given the next
-    problem when it has finished one, so slow problems do not hold up the others. Raises TooManyFailures naming the
-    causes when more than `max_failed_fraction` of the trajectories failed, TooManyErrors when the grader failed on
-    more than `max_error_fraction` of them.
+    `given` holds the N attempts of the base model for each problem that has them; `engine_num_seqs` is how many
+    sequences an engine takes at once. Each engine is given the next problem when it has finished one, so slow problems
+    do not hold up the others. Raises TooManyFailures naming the causes when more than `max_failed_fraction` of the
+    trajectories failed, TooManyErrors when the grader failed on more than `max_error_fraction` of them.
     """
-    # Twice what an engine can batch would only queue inside it; the problems in flight are bounded per engine.
-    in_flight_limit = 512
+    in_flight_limit = problems_in_flight(plan, engine_num_seqs)
     load = [(0, index) for index in range(len(engines))]
     heapq.heapify(load)
     results: list[list[Trajectory] | None] = [None] * len(problems)
@@ -102,6 +103,14 @@ def collect(
     trajectories = [t for group in results for t in group or []]
     check_failures(trajectories, max_failed_fraction, max_error_fraction)
     return trajectories
+
+
+def problems_in_flight(plan: SamplingPlan, engine_num_seqs: int) -> int:
+    """How many problems an engine works on at once: twice the trajectories it takes, at least one problem.
+
+    One share of them is in the engine while the other waits for the grader or the other model; more would only queue.
+    """
+    return max(1, 2 * engine_num_seqs // (plan.num_attempts * plan.num_guidances))
 
 
 def collect_phased(
@@ -153,9 +162,11 @@ def phased(
     *,
     models: Sequence[str],
     awake: Awake,
+    engine_num_seqs: int = ENGINE_NUM_SEQS,
     **options: Any,
 ) -> list[Trajectory]:
-    """`collect_phased`, with one of `models` awake at a time."""
+    """`collect_phased`, with one of `models` awake at a time: an engine queues what it cannot take at once."""
+    del engine_num_seqs
     return collect_phased(engines, problems, plan, guided=GUIDANCE in models, awake=awake, **options)
 
 

@@ -304,6 +304,7 @@ class SCoReTrainer:
         start = time.perf_counter()
         engines = self.roles.engines[SOLVER].handles
         limits = {
+            "engine_num_seqs": spec_of(self.cfg, SOLVER).engines.num_seqs,
             "max_failed_fraction": self.cfg.rollout.max_failed_fraction,
             "max_error_fraction": self.cfg.task.max_error_fraction,
         }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from score_openrlhf.evaluation.statistics import (
     bootstrap,
+    bootstrap_change,
     distinct_n,
     excess_information,
     majority_at_k,
@@ -52,6 +53,23 @@ def test_bootstrap_stays_in_the_range_of_the_values(groups):
     estimate = bootstrap(groups, num_resamples=100)
     assert min(values) - 1e-9 <= estimate.low <= estimate.high <= max(values) + 1e-9
     assert estimate.value == pytest.approx(math.fsum(values) / len(values))
+
+
+def test_a_change_is_that_of_the_same_problems():
+    """100 problems, 5 of them better: 0.05 +- 1.96 sqrt(0.05 * 0.95 / 100); as independent ones +- 0.128."""
+    before, after = ([[float(i < right)] for i in range(100)] for right in (30, 35))
+    change = bootstrap_change(before, after)
+    assert change.value == pytest.approx(0.05) and change.cases == 100
+    assert change.half_width == pytest.approx(1.96 * math.sqrt(0.05 * 0.95 / 100), rel=0.1)
+    assert math.isnan(bootstrap_change(before, before).half_width)
+    with pytest.raises(ValueError, match="100 problems before and 99 after"):
+        bootstrap_change(before, after[1:])
+
+
+def test_a_change_weighs_each_side_by_its_own_cases():
+    change = bootstrap_change([[1.0, 0.0], [], [0.0]], [[1.0], [1.0, 0.0], []])
+    assert change.value == pytest.approx(2 / 3 - 1 / 3)
+    assert -1 <= change.low <= change.high <= 1  # draws in which one side has no case are left out
 
 
 def test_pass_at_k_by_hand():

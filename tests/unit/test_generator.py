@@ -147,6 +147,22 @@ def test_trajectories_come_in_the_order_of_the_problems_whoever_is_first(last_fi
     assert awake == ["solver", "guidance", "solver"]
 
 
+@pytest.mark.parametrize(
+    "num_attempts, num_guidances, num_seqs, expected", [(1, 1, 4, 8), (2, 3, 16, 5), (8, 8, 8, 1)]
+)
+def test_an_engine_is_given_twice_the_trajectories_it_takes(
+    last_first, monkeypatch, num_attempts, num_guidances, num_seqs, expected
+):
+    """(2, 3, 16): 32 trajectories, six to a problem."""
+    plan = PLAN.__class__(**{**PLAN.__dict__, "num_attempts": num_attempts, "num_guidances": num_guidances})
+    in_flight, wait = [], generator.ray.wait
+    monkeypatch.setattr(
+        generator.ray, "wait", lambda refs, **options: in_flight.append(len(refs)) or wait(refs, **options)
+    )
+    walked = collect([last_first()], problems(12), plan, engine_num_seqs=num_seqs, max_failed_fraction=0.0)
+    assert max(in_flight) == expected and len(walked) == 12 * num_attempts * num_guidances
+
+
 @pytest.mark.parametrize("phased", [False, True])
 def test_failures_of_a_collection_end_the_run(last_first, phased):
     def run(limit):

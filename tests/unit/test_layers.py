@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policies": {"config", "cluster", "experience", "rollout", "tasks"},
     "preflight": {"config", "files", "policies", "rollout", "tasks"},
     "console": {"config", "rollout"},
-    "report": {"config", "console", "rollout"},  # and a run's files
+    "report": {"config", "console", "evaluation", "rollout"},  # and a run's files
     "ray_cluster": set(),
     "evaluation": {"config", "cluster", "files", "journal", "policies", "preflight", "rollout", "tasks"},
     "trainer": {"config", "cluster", "console", "evaluation", "files", "policies", "preflight", "rollout", "tasks"},

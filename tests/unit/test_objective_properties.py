@@ -51,7 +51,7 @@ def close(actual, expected):
 
 
 @fast
-@given(batches, kinds, stages, st.sampled_from(o.NORMALISATIONS), st.integers(0, 2**31), st.randoms())
+@given(batches, kinds, stages, st.sampled_from(tuple(o.NORMALISATIONS)), st.integers(0, 2**31), st.randoms())
 def test_permuting_the_batch_permutes_the_result(batch, kind, stage, normalisation, seed, random):
     group, unit, r1, r2, mask = columns(batch)
     turn, kl = tokens(len(batch), seed)

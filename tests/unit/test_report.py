@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from score_openrlhf.cli import main
+from score_openrlhf.evaluation.statistics import bootstrap
 from score_openrlhf.report.evaluations import half_widths, half_widths_of_change, hint_uses
 from score_openrlhf.report.figures import change_of
 from score_openrlhf.report.page import curves, render
@@ -144,7 +145,8 @@ def row(problem: int, right1: bool, right2: bool, hint: str = "look") -> dict:
 def test_half_width_is_that_of_a_proportion():
     rows = [row(i, right1=i < 30, right2=True) for i in range(100)]
     expected = 1.959964 * math.sqrt(0.3 * 0.7 / 99)
-    assert half_widths(rows)["acc_t1"] == pytest.approx(expected, rel=1e-6)
+    assert half_widths(rows)["acc_t1"] == pytest.approx(expected, rel=0.05)  # of 2,000 draws
+    assert half_widths(rows)["acc_t1"] == bootstrap([[i < 30] for i in range(100)]).half_width  # as `evaluate` has it
     assert math.isnan(half_widths(rows)["acc_t2"])  # all alike: nothing known about the spread
 
 
@@ -157,8 +159,8 @@ def test_change_is_paired_by_problem():
     before = [row(i, right1=i < 30, right2=True) for i in range(100)]
     after = [row(i, right1=i < 35, right2=True) for i in range(100)]  # five better, ninety-five as they were
     expected = 1.959964 * math.sqrt(0.05 * 0.95 / 99)
-    assert half_widths_of_change(before, after)["acc_t1"] == pytest.approx(expected, rel=1e-6)
-    # fix_rate is of other problems after than before, so its two errors add up as independent ones
+    assert half_widths_of_change(before, after)["acc_t1"] == pytest.approx(expected, rel=0.1)
+    # fix_rate is 1 before and after, of whatever problems
     assert math.isnan(half_widths_of_change(before, after)["fix_rate"])
 
 
