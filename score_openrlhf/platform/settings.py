@@ -11,6 +11,7 @@ from score_openrlhf.platform import cores, forking
 from score_openrlhf.platform.detect import is_cpu
 from score_openrlhf.platform.hooks import DISABLE_VARIABLE
 from score_openrlhf.platform.passed_on import hand_over_secrets, new_secrets_key, of_the_job, shown
+from score_openrlhf.platform.ray_start import init_ray
 from score_openrlhf.platform.remote_code import TRUSTED_VARIABLE
 
 SETUP_HOOK = "score_openrlhf.platform.set_up_role"
@@ -76,11 +77,9 @@ def _is_users(name: str) -> bool:
 
 def start_ray(num_gpus: int, num_cpus: int | None = None, *, address: str | None = None, **options: Any) -> None:
     """`ray.init` with `ray_init_kwargs` and `options`; the roles it starts get the driver's tokens too."""
-    import ray
-
     kwargs = ray_init_kwargs(num_gpus, num_cpus, address=address)
     kwargs["runtime_env"]["env_vars"] |= new_secrets_key()
-    ray.init(**kwargs, **options)
+    init_ray(**kwargs, **options)
     hand_over_secrets(kwargs["runtime_env"])
 
 
