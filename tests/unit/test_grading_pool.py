@@ -225,7 +225,8 @@ def test_close_cancels_what_waits_and_leaves_no_process(rough):
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 from score_openrlhf.tasks.pool import GradingPool
 pool = GradingPool(sys.argv[1], processes=2, timeout_seconds=8.0, max_answer_chars=100)
 pool.grade("spin", "")
@@ -245,7 +246,7 @@ def test_no_process_is_left_when_the_program_is_killed_terminated_or_interrupted
         assert len(pids) == 2
         assert not any(gone(pid) for pid in pids)
         program.send_signal(number)
-        program.wait()
+        assert program.wait(timeout=30) != 0
         program.stdout.close()
         left += pids
     # The idle process sees its pipe close; the one that spins is ended by its own alarm, 1 s after the deadline.
