@@ -96,9 +96,12 @@ class MathTask(Task):
 
     @staticmethod
     def _compared(expression: str, answer: str, unevaluated: str) -> Verdict:
+        gold = _gold_text(answer)
+        if excess := too_much(expression, gold):
+            return Verdict(False, excess)
         if not readings(expression):
             return Verdict(False, "nothing in it")
-        return judge(expression, _gold_text(answer), unevaluated=unevaluated)
+        return judge(expression, gold, unevaluated=unevaluated)
 
 
 def _gold_text(answer: str) -> str:
