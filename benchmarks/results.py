@@ -10,10 +10,11 @@ from typing import Any
 
 from benchmarks.arms import ABLATIONS, ARMS, BASE, METHODS
 from score_openrlhf.evaluation.conditions import ALONE, FIXED, OWN, SHUFFLED
-from score_openrlhf.report.evaluations import Z_95, half_widths, half_widths_of_change, hint_uses
+from score_openrlhf.report.evaluations import half_widths, half_widths_of_change, hint_uses
 
 MODELS = (BASE, *METHODS)
 GAP, RIGHT_COLUMN_GAIN, SHUFFLED_LEAD, STANDARD_ERRORS = 0.10, 0.30, 0.03, 2.0
+HALF_WIDTH = 1.96  # of a 95 % interval, in standard errors
 TOLD = {
     "guidance/error_information_bits": "bits that the hint tells about the error, above the start",
     "guidance/distinct_2_across": "diversity of the hints (distinct-2 over problems), above the start",
@@ -110,7 +111,7 @@ def claims(root: Path, seed: int, arms: dict[str, Any]) -> list[dict[str, Any]]:
     add("right-column rate above the start", gain, RIGHT_COLUMN_GAIN, gain >= RIGHT_COLUMN_GAIN)
     spoilt = trained["metrics"]["c2i"] - start["metrics"]["c2i"]
     pair = [half_widths(trajectories(root, seed, arm, OWN))["c2i"] for arm in (best, BASE)]
-    limit = STANDARD_ERRORS * sum((width / Z_95) ** 2 for width in pair) ** 0.5
+    limit = STANDARD_ERRORS * sum((width / HALF_WIDTH) ** 2 for width in pair) ** 0.5
     add("c2i above the start, at most 2 standard errors", spoilt, limit, spoilt <= limit)
     under = trained["acc_t2_under"]
     lead = under[SHUFFLED] - under[FIXED]

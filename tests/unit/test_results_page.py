@@ -81,8 +81,9 @@ def test_figures_are_those_of_the_files(root):
         "peak_memory_gib": 5.0,
     }  # fmt: skip
     # 16 of 100 problems are right with the one and wrong with the other: 1.96 * sqrt(0.16 * 0.84 / 99) = 0.0722
+    # for a normal one, and near it for one that is drawn
     gap = next(gap for gap in found["gaps"] if gap["over"] == "smart_score" and gap["seed"] == 1)
-    assert gap["gap"] == pytest.approx(0.16) and gap["half_width"] == pytest.approx(0.0722, abs=1e-4)
+    assert gap["gap"] == pytest.approx(0.16) and gap["half_width"] == pytest.approx(0.0722, abs=0.005)
 
 
 def test_verdicts_by_hand(root):
