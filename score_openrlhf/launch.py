@@ -119,6 +119,7 @@ def main(argv: list[str]) -> int:
     """Run this copy's part; returns the driver's exit status."""
     # the deepspeed launcher adds it; LOCAL_RANK says the same
     argv = [word for word in argv if not word.startswith("--local_rank")]
+    platform.shorten_tmpdir()
     try:
         copy = copy_of(os.environ)
     except UserError as error:

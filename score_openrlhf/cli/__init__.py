@@ -12,7 +12,7 @@ import sys
 import textwrap
 import warnings
 
-from score_openrlhf import __version__
+from score_openrlhf import __version__, platform
 from score_openrlhf.errors import EXIT_STATUSES, status_of
 
 PROGRAM = "score-openrlhf"
@@ -35,6 +35,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """The console command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    platform.shorten_tmpdir()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # the driver's; the engines log to files
     # torch says this wherever OpenRLHF's requirements are installed; a user can do nothing about it
     warnings.filterwarnings("ignore", message="The pynvml package is deprecated", category=FutureWarning)

@@ -36,6 +36,7 @@ from score_openrlhf.platform.settings import (
     use_cores,
     use_cores_for_adam,
 )
+from score_openrlhf.platform.short_tmp import shorten_tmpdir
 
 __all__ = [
     "activate",
@@ -52,6 +53,7 @@ __all__ = [
     "reload_method",
     "sampling_dtype",
     "set_up_role",
+    "shorten_tmpdir",
     "start_fork_server",
     "start_ray",
     "sync_backend",
