@@ -28,6 +28,7 @@ import psutil
 
 from score_openrlhf import platform
 from score_openrlhf.errors import RunError
+from score_openrlhf.platform.ports import free_port
 
 START_SECONDS = 180.0  # a cold file system can take a minute for Ray's imports
 END_SECONDS = 5.0
@@ -189,10 +190,3 @@ def own_address(peer: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect((peer, 1))  # sends nothing: the kernel picks the route
         return sock.getsockname()[0]
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("", 0))
-        return sock.getsockname()[1]

@@ -20,6 +20,7 @@ from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
 from openrlhf.utils.loss_utils import get_loss_batch_info
 from peft import PeftModel
 
+from score_openrlhf.platform.ports import free_port
 from score_openrlhf.policies import lora
 from score_openrlhf.policies.finite import TAKEN
 from score_openrlhf.policies.generation import savable
@@ -178,7 +179,15 @@ host_actor.Actor = lora.AdaptedActor
 host_critic.CriticPPOTrainer = CriticUpdate
 
 
-class _PolicyActor(Learner, host_actor.PolicyModelActor.__ray_actor_class__):  # type: ignore[name-defined]
+class OwnPort:
+    """The port at which the ranks of a group meet: not one that an outgoing connection may take meanwhile."""
+
+    @staticmethod
+    def _get_free_port() -> int:
+        return free_port()
+
+
+class _PolicyActor(OwnPort, Learner, host_actor.PolicyModelActor.__ray_actor_class__):  # type: ignore[name-defined]
     """One rank of a trained policy."""
 
     def fit_seeded(self, seed: int, kl_ctl: float = 0.0) -> dict[str, float]:
@@ -230,7 +239,7 @@ class _PolicyActor(Learner, host_actor.PolicyModelActor.__ray_actor_class__):  #
             model.config.use_cache = use_cache
 
 
-class _CriticActor(Learner, host_critic.CriticModelActor.__ray_actor_class__):  # type: ignore[name-defined]
+class _CriticActor(OwnPort, Learner, host_critic.CriticModelActor.__ray_actor_class__):  # type: ignore[name-defined]
     """One rank of the solver's critic."""
 
     def fit_seeded(self, seed: int) -> dict[str, float]:
@@ -253,5 +262,11 @@ class _CriticActor(Learner, host_critic.CriticModelActor.__ray_actor_class__):  
 
 
 CriticActor = ray.remote(num_gpus=1)(_CriticActor)
+
+
+class ReferenceModelActor(OwnPort, HostReferenceActor.__ray_actor_class__):  # type: ignore[name-defined]
+    """One rank of a reference; as the host's, under whose name it is listed."""
+
+
 PolicyActor = ray.remote(num_gpus=1)(_PolicyActor)
-ReferenceActor = HostReferenceActor
+ReferenceActor = ray.remote(num_gpus=1)(ReferenceModelActor)

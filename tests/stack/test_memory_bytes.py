@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import pytest
 from benchmarks.tiny_models import make_model
 from score_openrlhf.memory_plan.footprint import VALUE_BYTES, ForwardMemory, ModelMemory
 from score_openrlhf.memory_plan.model_shape import KNOWN_SHAPES, ModelShape, from_config_json
+from score_openrlhf.platform.ports import free_port
 from tests.stack.conftest import module
 
 ROOT = Path(__file__).parents[2]
@@ -150,12 +150,6 @@ def measured(tmp_path_factory) -> tuple[ModelShape, dict[int, list[dict]]]:
         ranks: [json.loads((folder / f"of_{ranks}.{rank}").read_text()) for rank in range(ranks)] for ranks in (1, 2)
     }
     return from_config_json(str(model / "config.json")), reports
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,17 +21,12 @@ import pytest
 from benchmarks.tiny_models import make_model
 from score_openrlhf import platform
 from score_openrlhf.platform.hooks import DISABLE_VARIABLE
+from score_openrlhf.platform.ports import free_port
 from tests.stack.conftest import module
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(not platform.is_cpu(), reason="CPU workarounds are off on accelerators")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def run_role(role: str, *arguments: str, ranks: int = 1, **environment: str) -> None:
