@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import ray
 
 from benchmarks.tiny_models import make_model
 from score_openrlhf import platform
@@ -24,6 +27,15 @@ def reward_func(queries, prompts, labels):
     scores = [float(sum(c.isalpha() for c in q) % 2 == 0) for q in queries]
     return {"rewards": scores, "scores": scores}
 """
+
+
+@pytest.fixture(scope="module")
+def ray_session(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A Ray for the file's tests, as the commands start theirs, of the file's NUM_GPUS where it says so."""
+    platform.start_fork_server()
+    platform.start_ray(getattr(request.module, "NUM_GPUS", 16), log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
 
 
 @dataclass

@@ -6,7 +6,6 @@ of a way's cases start from the same weights.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ import pytest
 import ray
 import torch
 
-from score_openrlhf import platform
 from score_openrlhf.config.sizes import sizes
 from tests.stack.equations import (
     GAMMA,
@@ -42,14 +40,6 @@ STAGE = 2
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory) -> Path:
     return make_models(tmp_path_factory.mktemp("batching"))
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    platform.start_fork_server()
-    ray.init(**platform.ray_init_kwargs(num_gpus=9), log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

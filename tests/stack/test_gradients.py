@@ -9,14 +9,11 @@ same actors serve every case.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
-from score_openrlhf import platform
 from score_openrlhf.policies.build import Roles
 from tests.stack.equations import (
     BETA1,
@@ -59,15 +56,6 @@ def direct(model_path) -> Callable[[list[DirectRow]], Gradient]:
 
     models = [AutoModelForCausalLM.from_pretrained(f"{model_path}{suffix}") for suffix in (MOVED, "")]
     return lambda rows: direct_gradient(rows, *models)
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    platform.start_fork_server()
-    kwargs = platform.ray_init_kwargs(num_gpus=12)
-    ray.init(**kwargs, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])

@@ -5,7 +5,6 @@ Actor and critic, on one and two ranks; with two, the last one alone is poisoned
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +17,6 @@ import ray
 import torch
 
 from benchmarks.tiny_models import make_tokenizer
-from score_openrlhf import platform
 from score_openrlhf.policies.engines import NonfiniteLogProbs, _RolloutActor
 from score_openrlhf.policies.finite import NonfiniteError
 from score_openrlhf.policies.policy import Policy
@@ -53,14 +51,6 @@ BATCH = make_batch((3, 3, 3, 3, 3, 3), 1, failed=(2,))  # two windows
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory) -> Path:
     return make_models(tmp_path_factory.mktemp("nonfinite"))
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    platform.start_fork_server()
-    ray.init(**platform.ray_init_kwargs(num_gpus=9), log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

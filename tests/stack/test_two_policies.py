@@ -5,7 +5,6 @@ The roles are built as for a run; each rank and each engine also writes down wha
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ import torch
 from ray.util.placement_group import remove_placement_group
 
 from benchmarks.tiny_models import make_model
-from score_openrlhf import platform
 from score_openrlhf.cluster.placement import PlacementError
 from score_openrlhf.cluster.reservation import reserve
 from score_openrlhf.config.schema import Config
@@ -139,14 +137,6 @@ def folder(tmp_path_factory) -> Path:
     make_model(folder / "model")
     (folder / "reward.py").write_text(REWARD)
     return folder
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    platform.start_fork_server()
-    ray.init(**platform.ray_init_kwargs(num_gpus=NUM_GPUS), log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ correction for log-probs that engine and trainer do not agree on. Each against a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ import pytest
 import ray
 import torch
 
-from score_openrlhf import platform
 from score_openrlhf.config.schema import Config
 from score_openrlhf.policies.build import Roles
 from score_openrlhf.policies.policy import Policy
@@ -51,14 +49,6 @@ LOW, HIGH = 0.8, 1.25  # the band of the correction
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory) -> Path:
     return make_models(tmp_path_factory.mktemp("updates"))
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    platform.start_fork_server()
-    ray.init(**platform.ray_init_kwargs(num_gpus=16), log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
